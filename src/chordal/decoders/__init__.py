@@ -1,0 +1,1 @@
+"""The decoders: one system a file; `registry` knows them by name."""

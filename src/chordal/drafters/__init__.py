@@ -1,0 +1,1 @@
+"""What `speculate` proposes with: one drafter a file."""

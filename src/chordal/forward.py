@@ -1,0 +1,233 @@
+"""The primitive: a request for one forward pass, and what comes back.
+
+A decoder never calls a model. It yields a `Forward` (or a tuple of them, which may run at the same
+time) and is sent a `Reading` (or a tuple). Three things that are often confused stay apart here:
+
+- the order of the rows of a request, which only says how `read.rows` counts;
+- `positions`: where a token stands in the text, which is all that rotary embeddings see;
+- `slots`: where its keys and values go in the sequence's cache, which is all that attention sees.
+
+Everything on this side is numpy on the host and has no batch dimension: q is the number of tokens
+fed, r the number of rows read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from chordal.ops.sampling import Law
+
+Ints: TypeAlias = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Bools: TypeAlias = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Visible:
+    """What each query may attend to: slots `start <= slot < end`, and fed rows marked in `own`.
+
+    Attributes:
+        start: First visible slot of each query, int `[q]`.
+        end: One past the last visible slot of each query, int `[q]`.
+        own: Rows of the same request each query also sees, bool `[q, q]`, or None for no others.
+    """
+
+    start: Ints
+    end: Ints
+    own: Bools | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Causal:
+    """Each query sees every slot up to its own."""
+
+    def visible(self, slots: Ints) -> Visible:  # noqa: D102
+        return Visible(np.zeros_like(slots), slots + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Each query sees its own slot and the `size - 1` before it."""
+
+    size: int
+
+    def visible(self, slots: Ints) -> Visible:  # noqa: D102
+        return Visible(np.maximum(slots - self.size + 1, 0), slots + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """Each query sees the slots `0 <= slot < end`."""
+
+    end: int
+
+    def visible(self, slots: Ints) -> Visible:  # noqa: D102
+        return Visible(np.zeros_like(slots), np.full_like(slots, self.end))
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Each query sees its own block of `length` slots, aligned to slot 0, and all blocks before."""
+
+    length: int
+
+    def visible(self, slots: Ints) -> Visible:  # noqa: D102
+        return Visible(np.zeros_like(slots), (slots // self.length + 1) * self.length)
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Each query sees the slots before `start` and, of the rows fed with it, its ancestors.
+
+    `parents[i]` is the row of the parent of row i, -1 for a child of the cached prefix; a parent
+    stands before its children. Rows 0-4 with parents (-1, 0, 0, 1, 2):
+
+            0               sees  0 1 2 3 4
+          1   2        row 3      x x . x .
+          3   4        row 4      x . x . x
+    """
+
+    start: int
+    parents: tuple[int, ...]
+
+    def visible(self, slots: Ints) -> Visible:  # noqa: D102
+        num = len(self.parents)
+        own = np.eye(num, dtype=bool)
+        for row, parent in enumerate(self.parents):
+            if not -1 <= parent < row:
+                raise ValueError(f"a parent must stand before its child; row {row} has parent {parent}")
+            if parent >= 0:
+                own[row] |= own[parent]
+        return Visible(np.zeros(num, np.int64), np.full(num, self.start, np.int64), own)
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """The rows of the request see each other and nothing else, whatever the cache holds."""
+
+    def visible(self, slots: Ints) -> Visible:  # noqa: D102
+        none = np.zeros_like(slots)
+        return Visible(none, none, np.ones((len(slots), len(slots)), dtype=bool))
+
+
+Sees: TypeAlias = Causal | Window | Full | Blocks | Tree | Together | Visible
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Read one token at each row, with the scores asked for. Reduced on the device for the batch.
+
+    Attributes:
+        rows: Which fed rows, int `[r]`.
+        law: Distribution the tokens are drawn from; temperature 0 takes the most likely one.
+        uniforms: One number in [0, 1) for each row, float `[r]`; needed unless the law is greedy.
+        scores: Which of "probs", "margin" and "entropy" to bring back.
+        of: Distribution the scores are of: "model" (softmax of the raw logits) or "law" (after
+            temperature and truncation, where temperature 0 counts as 1).
+        contexts: Tokens that precede each row, for the repetition penalty: `[r]` arrays.
+        banned: Token ids that are never chosen and have no probability.
+        unscored: Token ids that may be chosen but score as if they had no probability.
+    """
+
+    rows: Ints
+    law: Law = field(default_factory=Law)
+    uniforms: Floats | None = None
+    scores: tuple[Literal["probs", "margin", "entropy"], ...] = ()
+    of: Literal["model", "law"] = "model"
+    contexts: tuple[Ints, ...] | None = None
+    banned: tuple[int, ...] = ()
+    unscored: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """Read the k most likely tokens at each row, with the entropy and largest logit of the row."""
+
+    rows: Ints
+    k: int
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """Read the raw logits of each row, float32 and left on the device."""
+
+    rows: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """Read the hidden states of each row after the given layers, left on the device.
+
+    Layer 0 is the embedding; layer n is the output of the n-th layer, the last one after the final
+    norm, as transformers numbers `hidden_states`.
+    """
+
+    rows: Ints
+    layers: tuple[int, ...]
+
+
+Read: TypeAlias = Sample | TopK | Logits | Hidden
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Feed tokens at positions, let each see some slots, read something back.
+
+    Attributes:
+        tokens: Token ids, int `[q]`.
+        positions: Logical positions, int `[q]`.
+        sees: Attention spec; specs are in terms of slots.
+        read: What to bring back; None only fills the cache.
+        slots: Where keys and values go, int `[q]`. None reads the cache without changing it: the rows
+            get slots of their own behind everything cached, so a spec must name them by row (`Tree`,
+            `Together`, or `Visible` with `own`).
+        model: Which of the engine's models.
+    """
+
+    tokens: Ints
+    positions: Ints
+    sees: Sees
+    read: Read | None = None
+    slots: Ints | None = None
+    model: str = "target"
+
+    def __post_init__(self) -> None:
+        num = len(self.tokens)
+        if num == 0 or len(self.positions) != num or (self.slots is not None and len(self.slots) != num):
+            raise ValueError(
+                f"a forward needs at least one token and as many positions and slots as tokens; got "
+                f"{num} tokens, {len(self.positions)} positions and "
+                f"{'no' if self.slots is None else len(self.slots)} slots"
+            )
+        if self.slots is None and not isinstance(self.sees, (Tree, Together, Visible)):
+            raise ValueError(
+                f"a read-only forward needs a spec that names rows; got {type(self.sees).__name__}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a forward pass brought back; only what was asked for is set.
+
+    Attributes:
+        tokens: `Sample`: the chosen tokens, int `[r]`. `TopK`: the most likely ones, int `[r, k]`.
+        probs: Probability of each of `tokens`, same shape.
+        margin: Difference of the two largest probabilities, float `[r]`.
+        entropy: In nats, float `[r]`.
+        max_logit: Largest raw logit, float `[r]`.
+        logits: Tensor `[r, V]` on the device.
+        hidden: Tensor `[r, layers, D]` on the device.
+    """
+
+    # Any rather than optional: a decoder knows what it asked for.
+    tokens: Any = None
+    probs: Any = None
+    margin: Any = None
+    entropy: Any = None
+    max_logit: Any = None
+    logits: Any = None
+    hidden: Any = None

@@ -1,0 +1,361 @@
+"""What users call: load a model, generate, stream."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from chordal.decoders.decoder import Decoder
+from chordal.engine import Engine
+from chordal.errors import InputError, PromptError, UnknownNameError
+from chordal.forward import Ints
+from chordal.models.load import load_model
+from chordal.ops.sampling import Law
+from chordal.registry import make_decoder
+from chordal.sequence import Event, FinishReason, Listener, Sequence, StopRules
+from chordal.text import TextStream
+
+Prompt = str | Seq[int] | Seq[Mapping[str, str]]
+
+DEFAULT_MAX_NEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The result for one prompt.
+
+    Attributes:
+        prompt: As given.
+        text: Generated text, without stop token or stop string.
+        tokens: Generated token ids, the stop token included.
+        finish_reason: "stop", "length", "cancelled" or "error".
+        stop_reason: The stop string or token id that ended it, if one did.
+        model: Name of the model.
+        decoder: Name of the decoder.
+        promise: The decoder's promise.
+        stats: Counters, as docs/metrics.md defines them.
+        trace: Events in order if a trace was asked for, else None.
+        error: What ended it, if it ended with an error; the other prompts are not affected.
+    """
+
+    prompt: Prompt
+    text: str
+    tokens: list[int]
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None
+    model: str
+    decoder: str
+    promise: str
+    stats: dict[str, Any]
+    trace: list[Event] | None = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a stream: the new text, and the result once it is done (else None)."""
+
+    text: str
+    result: Generation | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """How to decode: decoder, sampling law, stops. Names as in transformers' `generate`.
+
+    Attributes:
+        decoder: Name, or a decoder with its config; None takes the plain one of the model's kind.
+        config: Settings of the decoder by name.
+        max_new_tokens: Most new tokens, at least 1; a masked-diffusion model's canvas has this length.
+            None takes 64, or what the window leaves.
+        temperature: 0 is greedy.
+        top_k: Keep the k most likely tokens; 0 keeps all.
+        top_p: Keep the most likely tokens up to this probability.
+        min_p: Keep tokens at least this fraction as likely as the best.
+        repetition_penalty: Above 1 makes tokens that occurred less likely.
+        seed: Same seed, same output, whatever else runs.
+        stop_strings: The text ends before the first of these.
+        ignore_eos: Do not stop at the model's stop tokens.
+        chat: Put text prompts into the model's chat template; None does so if it has one.
+        trace: Keep every event in the result.
+    """
+
+    decoder: str | Decoder | None = None
+    config: Mapping[str, Any] | None = None
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    stop_strings: Seq[str] = ()
+    ignore_eos: bool = False
+    chat: bool | None = None
+    trace: bool = False
+
+
+class Model:
+    """A loaded model, ready to generate.
+
+    Args:
+        engine: Its engine; the target's tokenizer reads and writes the text.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.tokenizer = engine.target.tokenizer
+        self.family = engine.target.family
+        self.name = engine.target.name
+
+    def generate(
+        self,
+        prompts: Prompt | Seq[Prompt],
+        *,
+        on_finish: Callable[[int, Generation], None] | None = None,
+        **settings: Any,
+    ) -> list[Generation]:
+        """Generate for one or many prompts, batched.
+
+        Args:
+            prompts: Text, token ids or chat messages; one, or a list of them.
+            on_finish: Called with index and result as each prompt is done, in the order they finish.
+            **settings: Fields of `Request`.
+
+        Returns:
+            One result for each prompt, in order. A prompt whose decoding fails has `error` set.
+
+        Raises:
+            InputError: A prompt or a setting cannot be used; nothing has run then.
+        """
+        request = make_request(settings)
+        decoder = self.decoder(request)
+        given = _as_list(prompts)
+        # All prompts are checked before any is decoded.
+        traces: list[list[Event]] = [[] for _ in given]
+        seqs = [
+            self.sequence(prompt, request, [_appender(trace)] if request.trace else [])
+            for prompt, trace in zip(given, traces, strict=True)
+        ]
+        results: list[Generation | None] = [None] * len(given)
+        try:
+            for seq in seqs:
+                self.engine.submit(decoder, seq)
+            while None in results:
+                for index, seq in enumerate(seqs):
+                    if results[index] is None and seq.done:
+                        trace = traces[index] if request.trace else None
+                        results[index] = result = self._result(given[index], decoder, seq, trace)
+                        if on_finish is not None:
+                            on_finish(index, result)
+                if self.engine.has_work:
+                    self.engine.step()
+        finally:
+            for seq in seqs:
+                self.engine.cancel(seq)
+        return [result for result in results if result is not None]
+
+    def stream(self, prompt: Prompt, *, listeners: Seq[Listener] = (), **settings: Any) -> Iterator[Chunk]:
+        """Generate for one prompt and yield its text as it becomes certain.
+
+        Closing the iterator early frees what the sequence holds.
+
+        Args:
+            prompt: Text, token ids or chat messages.
+            listeners: Called with every event of the sequence.
+            **settings: Fields of `Request`.
+
+        Yields:
+            Pieces of text; the last one carries the result.
+
+        Raises:
+            InputError: The prompt or a setting cannot be used.
+        """
+        request = make_request(settings)
+        decoder = self.decoder(request)
+        trace: list[Event] | None = [] if request.trace else None
+        own = [_appender(trace)] if trace is not None else []
+        seq = self.sequence(prompt, request, [*own, *listeners])
+        return self._stream(prompt, decoder, seq, trace)
+
+    def _stream(
+        self, prompt: Prompt, decoder: Decoder, seq: Sequence, trace: list[Event] | None
+    ) -> Iterator[Chunk]:
+        stream = TextStream(seq)
+        try:
+            self.engine.submit(decoder, seq)
+            while not seq.done:
+                self.engine.step()
+                if not seq.done and (text := stream.take()):
+                    yield Chunk(text)
+            yield Chunk(stream.take(), self._result(prompt, decoder, seq, trace))
+        finally:
+            self.engine.cancel(seq)
+
+    def decoder(self, request: Request) -> Decoder:
+        """Make the decoder of a request and check that it fits the model."""
+        decoder = make_decoder(request.decoder or self.family.default_decoder, request.config)
+        decoder.check(self.family)
+        return decoder
+
+    def sequence(self, prompt: Prompt, request: Request, listeners: Seq[Listener] = ()) -> Sequence:
+        """Make the sequence of a prompt.
+
+        Raises:
+            PromptError: The prompt is empty, too long, or holds ids the model cannot take.
+            InputError: A setting is out of range.
+        """
+        tokens = self.encode(prompt, chat=request.chat)
+        window = self.engine.target.window
+        if len(tokens) >= window:
+            raise PromptError(
+                f"the prompt must leave room for an answer in the model's window of {window} tokens; "
+                f"it has {len(tokens)}. Shorten it."
+            )
+        length = request.max_new_tokens
+        if length is None:
+            length = min(DEFAULT_MAX_NEW_TOKENS, window - len(tokens))
+        if length < 1:
+            raise InputError(f"max_new_tokens must be at least 1; got {length}.")
+        if len(tokens) + length > window:
+            raise PromptError(
+                f"prompt and new tokens must fit the model's window of {window}; got {len(tokens)} and "
+                f"{length}. Use max_new_tokens={window - len(tokens)} or a shorter prompt."
+            )
+        if any(not string for string in request.stop_strings):
+            raise InputError("stop strings must not be empty.")
+        law = Law(
+            temperature=request.temperature,
+            top_k=request.top_k,
+            top_p=request.top_p,
+            min_p=request.min_p,
+            repetition_penalty=request.repetition_penalty,
+        )
+        stop = StopRules(
+            max_new_tokens=length,
+            eos_ids=() if request.ignore_eos else self.family.eos_ids,
+            stop_strings=tuple(request.stop_strings),
+        )
+        return Sequence(
+            prompt=tokens,
+            family=self.family,
+            stop=stop,
+            law=law,
+            seed=request.seed,
+            detokenize=self.decode,
+            listeners=list(listeners),
+        )
+
+    def encode(self, prompt: Prompt, *, chat: bool | None = None) -> Ints:
+        """Turn a prompt into token ids.
+
+        Args:
+            prompt: Text, token ids or chat messages.
+            chat: Whether text goes into the chat template; None: if there is one.
+
+        Raises:
+            PromptError: Nothing to encode, ids outside the vocabulary, or the mask token inside.
+        """
+        template = getattr(self.tokenizer, "chat_template", None)
+        if isinstance(prompt, str):
+            if not prompt.strip():
+                raise PromptError("the prompt must not be empty.")
+            if chat and not template:
+                raise InputError(f"{self.name} has no chat template; use chat=False.")
+            if chat is not False and template:
+                prompt = [{"role": "user", "content": prompt}]
+            else:
+                prompt = self.tokenizer(prompt)["input_ids"]
+        if len(prompt) == 0:
+            raise PromptError("the prompt must not be empty.")
+        if isinstance(prompt[0], Mapping):
+            if not template:
+                raise InputError(f"{self.name} has no chat template; give text instead of messages.")
+            prompt = self.tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True)["input_ids"]
+        try:
+            tokens = np.asarray(prompt, np.int64)
+        except (TypeError, ValueError, OverflowError):
+            raise PromptError("a prompt must be text, token ids or chat messages.") from None
+        vocab_size = self.engine.target.vocab_size
+        if tokens.min() < 0 or tokens.max() >= vocab_size:
+            raise PromptError(
+                f"token ids must be from 0 to {vocab_size - 1}; got {tokens.min()} to {tokens.max()}."
+            )
+        if self.family.mask_id is not None and (tokens == self.family.mask_id).any():
+            raise PromptError(f"a prompt must not contain the mask token (id {self.family.mask_id}).")
+        return tokens
+
+    def decode(self, tokens: Ints) -> str:
+        """Turn token ids into text, special tokens left out."""
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
+
+    def _result(
+        self, prompt: Prompt, decoder: Decoder, seq: Sequence, trace: list[Event] | None
+    ) -> Generation:
+        return Generation(
+            prompt=prompt,
+            text=seq.text,
+            tokens=seq.output.tolist(),
+            finish_reason=seq.finish_reason,
+            stop_reason=seq.stop_reason,
+            model=self.name,
+            decoder=decoder.name,
+            promise=decoder.promise,
+            stats=seq.stats.to_dict(),
+            trace=trace,
+            error=seq.error,
+        )
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    draft: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    max_rows: int = 64,
+) -> Model:
+    """Load a bundled model or a checkpoint folder.
+
+    Args:
+        model: Bundled name, e.g. "tiny-ar", or a folder in transformers' layout.
+        draft: A second model of the same vocabulary, for decoders that ask for one named "draft".
+        device: As torch names it; None takes "cuda" if there is one, else "cpu".
+        dtype: "float32", "bfloat16", "float16" or "float64"; None chooses.
+        max_rows: Sequences decoded at once, at most.
+
+    Raises:
+        CheckpointError: The folder is missing, damaged or of a kind that is not supported.
+    """
+    models = {"target": load_model(model, device=device, dtype=dtype, max_rows=max_rows)}
+    if draft is not None:
+        models["draft"] = load_model(draft, device=device, dtype=dtype, max_rows=max_rows)
+        sizes = models["target"].vocab_size, models["draft"].vocab_size
+        if sizes[0] != sizes[1]:
+            raise InputError(f"target and draft need one vocabulary; got {sizes[0]} and {sizes[1]} tokens.")
+    return Model(Engine(models))
+
+
+def make_request(settings: Mapping[str, Any]) -> Request:
+    """Make a request from keyword arguments, with near matches for unknown ones."""
+    names = [field.name for field in fields(Request)]
+    for name in settings:
+        if name not in names:
+            raise UnknownNameError("argument", name, names)
+    return Request(**settings)
+
+
+def _appender(trace: list[Event]) -> Listener:
+    return lambda _, event: trace.append(event)
+
+
+def _as_list(prompts: Any) -> list[Prompt]:
+    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], (int, Mapping))):
+        return [prompts]
+    return list(prompts)

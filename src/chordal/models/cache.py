@@ -1,0 +1,125 @@
+"""A key-value cache addressed by slot: append, roll back, overwrite and refresh are all "which slots".
+
+Row i belongs to the engine's i-th live sequence. A batch is a view of neighbouring rows, so nothing
+is copied to attend. What a slot holds is only ever reached through a mask, so forgetting is free:
+a rolled-back slot is simply not visible until it is written again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+_GROW_SLOTS = 128
+
+
+class SlotCache(Cache):
+    """Cache of all layers of one model for a number of rows.
+
+    `aim` says where the next forward pass writes and how far it looks; the layers then serve
+    transformers' attention modules unchanged.
+
+    Args:
+        num_layers: Layers of the model.
+        max_rows: Sequences at most.
+        max_slots: Slots a row can grow to.
+    """
+
+    def __init__(self, num_layers: int, max_rows: int, max_slots: int) -> None:
+        self.slot_layers = [_SlotLayer(self) for _ in range(num_layers)]
+        super().__init__(layers=list(self.slot_layers))
+        self.max_rows, self.max_slots = max_rows, max_slots
+        self.num_slots = min(_GROW_SLOTS, max_slots)
+        self.first_row, self.num_rows, self.span = 0, 0, 0
+        self.slots_BHTD: Tensor | None = None
+
+    @property
+    def trash(self) -> int:
+        """The slot behind all others, where rows that only fill up a batch write."""
+        return self.num_slots
+
+    def reserve(self, num_slots: int) -> None:
+        """Make room for slots below `num_slots`."""
+        if num_slots > self.num_slots:
+            size = min(self.max_slots, max(num_slots, 2 * self.num_slots))
+            for layer in self.slot_layers:
+                layer.resize(size)
+            self.num_slots = size
+
+    def aim(self, first_row: int, slots_BT: Tensor, span: int) -> None:
+        """Direct the next forward pass.
+
+        Args:
+            first_row: Row of the first sequence of the batch.
+            slots_BT: Where each fed token is written.
+            span: Slots that attention looks at, from 0.
+        """
+        self.first_row, self.num_rows, self.span = first_row, slots_BT.shape[0], span
+        self.slots_BHTD = slots_BT[:, None, :, None]
+
+    @torch.inference_mode()
+    def move_row(self, source: int, target: int) -> None:
+        """Copy one row over another, when the last live sequence takes a freed place."""
+        for layer in self.slot_layers:
+            if layer.is_initialized:
+                layer.keys[target] = layer.keys[source]
+                layer.values[target] = layer.values[source]
+
+    @torch.inference_mode()
+    def clear_row(self, row: int) -> None:
+        """Forget what a row holds for good, so that not even a non-finite value outlives its sequence."""
+        for layer in self.slot_layers:
+            if layer.is_initialized:
+                layer.keys[row] = 0
+                layer.values[row] = 0
+
+
+class _SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer, `[rows, heads, slots + 1, head size]`."""
+
+    is_sliding = False
+    keys: Tensor  # set before use, as `is_initialized` tells
+    values: Tensor
+
+    def __init__(self, cache: SlotCache) -> None:
+        super().__init__()
+        self.cache = cache
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        rows, slots = self.cache.max_rows, self.cache.num_slots + 1
+        # Zeros, not empty: a masked slot still enters the sum, with weight 0 times what it holds.
+        self.keys = key_states.new_zeros(rows, key_states.shape[1], slots, key_states.shape[3])
+        self.values = value_states.new_zeros(rows, value_states.shape[1], slots, value_states.shape[3])
+        self.is_initialized = True
+
+    def resize(self, num_slots: int) -> None:
+        if self.is_initialized:
+            extra = num_slots + 1 - self.keys.shape[2]
+            self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, extra))
+            self.values = torch.nn.functional.pad(self.values, (0, 0, 0, extra))
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the fed rows at their slots and return the visible span, as views."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        cache = self.cache
+        assert cache.slots_BHTD is not None, "the cache was not aimed before the forward pass"
+        rows = slice(cache.first_row, cache.first_row + cache.num_rows)
+        keys, values = self.keys[rows], self.values[rows]
+        keys.scatter_(2, cache.slots_BHTD.expand_as(key_states), key_states)
+        values.scatter_(2, cache.slots_BHTD.expand_as(value_states), value_states)
+        return keys[:, :, : cache.span], values[:, :, : cache.span]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cache.span, 0
+
+    def get_seq_length(self) -> int:
+        return self.cache.span
+
+    def get_max_length(self) -> int:
+        return self.cache.max_slots

@@ -1,0 +1,170 @@
+"""A transformers backbone that runs a batch of `Forward` requests in one pass.
+
+This is the only place where a model is called, where requests become padded tensors, and where
+readings are reduced on the device and brought to the host in one transfer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chordal.errors import InputError
+from chordal.forward import Forward, Hidden, Ints, Reading, Visible
+from chordal.models.cache import SlotCache
+from chordal.models.family import Family
+from chordal.models.reading import LogitsRead, read_logits
+
+Request = tuple[int, Forward]  # row of the sequence, what it asks for
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """Where one request stands in the batch: row, first query, the slots it writes, what it sees."""
+
+    row: int
+    at: int
+    forward: Forward
+    slots: Ints
+    visible: Visible
+
+
+class LanguageModel:
+    """A causal-LM checkpoint of transformers and the cache of the sequences that run on it.
+
+    Args:
+        model: A transformers `...ForCausalLM` with a backbone at its `base_model_prefix` and an output
+            embedding.
+        family: What decoders need to know of it.
+        tokenizer: transformers tokenizer, or None for models of tests.
+        name: For messages and results.
+        max_rows: Sequences at once, at most.
+    """
+
+    def __init__(
+        self, model: Any, family: Family, tokenizer: Any = None, *, name: str = "model", max_rows: int = 64
+    ):
+        self.model = model.eval()
+        self.backbone = getattr(model, model.base_model_prefix)
+        self.head = model.get_output_embeddings()
+        self.family = family
+        self.tokenizer = tokenizer
+        self.name = name
+        config = model.config.get_text_config()
+        self.window: int = config.max_position_embeddings
+        self.vocab_size: int = config.vocab_size
+        self.device = model.device
+        self.max_rows = max_rows
+        self._layer_types = sorted(set(getattr(config, "layer_types", None) or ["full_attention"]))
+        # Read-only requests need slots behind a full window; one tuple of them may be twice as wide.
+        self.cache = SlotCache(config.num_hidden_layers, max_rows, 3 * self.window)
+        self._used = [0] * max_rows  # one past the highest slot each row has written
+
+    @torch.inference_mode()
+    def run(self, requests: Sequence[Request]) -> list[Reading]:
+        """Run requests together in one forward pass and give each its reading.
+
+        Several requests of one row stand side by side on its query axis. Rows between the lowest and
+        the highest take part whether they ask for something or not, as padding, so that the batch is
+        one view of the cache.
+
+        Raises:
+            InputError: A request needs more slots than the cache can have.
+        """
+        first_row = min(row for row, _ in requests)
+        width_B = [0] * (max(row for row, _ in requests) - first_row + 1)
+        placed = []
+        for row, forward in requests:
+            at = width_B[row - first_row]
+            slots = forward.slots
+            if slots is None:
+                slots = np.arange(self._used[row] + at, self._used[row] + at + len(forward.tokens))
+            placed.append(_Placed(row - first_row, at, forward, slots, _visible(forward, slots)))
+            width_B[row - first_row] += len(forward.tokens)
+        for row, forward in requests:
+            if forward.slots is not None:
+                self._used[row] = max(self._used[row], int(forward.slots.max()) + 1)
+        span = max(max(int(p.visible.end.max()), int(p.slots.max()) + 1) for p in placed)
+        if span > self.cache.max_slots:
+            raise InputError(f"a sequence needs {span} cache slots; {self.name} has {self.cache.max_slots}.")
+        self.cache.reserve(span)
+
+        # One host array and one transfer for everything that is an integer.
+        packed_5BT = np.zeros((5, len(width_B), max(width_B)), np.int64)
+        packed_5BT[2] = self.cache.trash
+        packed_5BT[4] = 1  # padding looks at slot 0: attention over nothing would be NaN
+        for p in placed:
+            queries = slice(p.at, p.at + len(p.slots))
+            packed_5BT[:, p.row, queries] = (
+                p.forward.tokens,
+                p.forward.positions,
+                p.slots,
+                p.visible.start,
+                p.visible.end,
+            )
+        tokens_BT, positions_BT, slots_BT, start_BT, end_BT = torch.from_numpy(packed_5BT).to(self.device)
+
+        can_attend_B1TS: Tensor | None = None
+        # One query a row that sees the whole span needs no mask. (Several would be taken for causal.)
+        if packed_5BT.shape[2] > 1 or (packed_5BT[4] != span).any() or packed_5BT[3].any():
+            at_S = torch.arange(span, device=self.device)
+            can_attend_B1TS = ((at_S >= start_BT[..., None]) & (at_S < end_BT[..., None]))[:, None]
+            for p in placed:
+                if p.visible.own is not None:
+                    query_Q = torch.arange(p.at, p.at + len(p.slots), device=self.device)
+                    slot_Q = torch.from_numpy(p.slots).to(self.device)
+                    own_QQ = torch.from_numpy(p.visible.own).to(self.device)
+                    can_attend_B1TS[p.row, 0, query_Q[:, None], slot_Q] |= own_QQ
+
+        self.cache.aim(first_row, slots_BT, span)
+        output = self.backbone(
+            input_ids=tokens_BT,
+            position_ids=positions_BT,
+            attention_mask=dict.fromkeys(self._layer_types, can_attend_B1TS),
+            past_key_values=self.cache,
+            use_cache=True,
+            output_hidden_states=any(isinstance(p.forward.read, Hidden) for p in placed),
+        )
+        return self._read(placed, output)
+
+    def move_row(self, source: int, target: int) -> None:
+        """Give the cache rows of one sequence another place."""
+        self.cache.move_row(source, target)
+        self._used[target] = self._used[source]
+
+    def free_row(self, row: int, *, clear: bool = False) -> None:
+        """Forget the sequence of a row; `clear` wipes values that may not be finite."""
+        self._used[row] = 0
+        if clear:
+            self.cache.clear_row(row)
+
+    def _read(self, placed: Sequence[_Placed], output: Any) -> list[Reading]:
+        """Compute logits at the rows that are read, for the whole batch at once."""
+        readings = [Reading() for _ in placed]
+        reads: list[tuple[int, LogitsRead]] = []
+        at_2N = []
+        for index, p in enumerate(placed):
+            read = p.forward.read
+            if isinstance(read, Hidden):
+                states = [output.hidden_states[layer][p.row, p.at + read.rows] for layer in read.layers]
+                readings[index] = Reading(hidden=torch.stack(states, 1))
+            elif read is not None:
+                reads.append((index, read))
+                at_2N.append(np.stack([np.full(len(read.rows), p.row), p.at + read.rows]))
+        if reads:
+            row_N, query_N = torch.from_numpy(np.concatenate(at_2N, 1)).to(self.device)
+            logits_NV = self.head(output.last_hidden_state[row_N, query_N]).float()
+            if self.family.mask_id is not None:
+                logits_NV[:, self.family.mask_id] = float("-inf")
+            for (index, _), reading in zip(reads, read_logits(logits_NV, [r for _, r in reads]), strict=True):
+                readings[index] = reading
+        return readings
+
+
+def _visible(forward: Forward, slots: Ints) -> Visible:
+    return forward.sees if isinstance(forward.sees, Visible) else forward.sees.visible(slots)

@@ -1,0 +1,130 @@
+"""Reduce the logits of a batch to what each request asked for, with one transfer to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chordal.forward import Logits, Reading, Sample, TopK
+from chordal.ops import sampling
+
+LogitsRead: TypeAlias = Sample | TopK | Logits
+
+
+def read_logits(logits_NV: Tensor, reads: Sequence[LogitsRead]) -> list[Reading]:
+    """Read every request of a batch.
+
+    Args:
+        logits_NV: Float32, the rows of all reads in order.
+        reads: What they ask for; the lengths of their `rows` add up to N.
+
+    Returns:
+        One reading for each read, with `max_logit` set always: it tells non-finite logits.
+    """
+    spans, start = [], 0
+    for read in reads:
+        spans.append(slice(start, start + len(read.rows)))
+        start += len(read.rows)
+
+    columns = {"max_logit": logits_NV.amax(1)[:, None]}
+    if any(isinstance(read, Sample) for read in reads):
+        columns |= _sample(logits_NV, reads, spans)
+    k = max((read.k for read in reads if isinstance(read, TopK)), default=0)
+    if k:
+        probs_NV = logits_NV.softmax(1)
+        top = probs_NV.topk(min(k, probs_NV.shape[1]), dim=1)
+        columns |= {
+            "top_tokens": top.indices,
+            "top_probs": top.values,
+            "row_entropy": sampling.entropy(probs_NV)[:, None],
+        }
+
+    # Float64 holds token ids and float32 scores alike without loss.
+    host = torch.cat([column.double() for column in columns.values()], 1).cpu().numpy()
+    edges = np.cumsum([column.shape[1] for column in columns.values()])[:-1]
+    table = dict(zip(columns, np.split(host, edges, axis=1), strict=True))
+
+    readings = []
+    for read, rows in zip(reads, spans, strict=True):
+        max_logit = table["max_logit"][rows, 0]
+        if isinstance(read, Sample):
+            scores: dict[str, Any] = {name: table[name][rows, 0] for name in read.scores}
+            tokens = table["tokens"][rows, 0].astype(np.int64)
+            readings.append(Reading(tokens=tokens, max_logit=max_logit, **scores))
+        elif isinstance(read, TopK):
+            tokens = table["top_tokens"][rows, : read.k].astype(np.int64)
+            probs, entropy = table["top_probs"][rows, : read.k], table["row_entropy"][rows, 0]
+            readings.append(Reading(tokens=tokens, probs=probs, entropy=entropy, max_logit=max_logit))
+        else:
+            readings.append(Reading(logits=logits_NV[rows], max_logit=max_logit))
+    return readings
+
+
+def _sample(logits_NV: Tensor, reads: Sequence[LogitsRead], spans: Sequence[slice]) -> dict[str, Tensor]:
+    """Choose a token for every row and compute the scores that some read wants.
+
+    Rows of other reads go along as greedy ones. A batch of plain greedy reads costs one argmax.
+    """
+    samples = [(read, rows) for read, rows in zip(reads, spans, strict=True) if isinstance(read, Sample)]
+    wanted = {name for read, _ in samples for name in read.scores}
+    z_NV = _penalized(logits_NV, samples)
+
+    laws = [sampling.Law()] * len(logits_NV)
+    uniforms_N = np.zeros(len(logits_NV))
+    for read, rows in samples:
+        laws[rows] = [read.law] * len(read.rows)
+        if not read.law.is_greedy:
+            if read.uniforms is None:
+                raise ValueError("a sampled read needs one uniform number for each row; got none")
+            uniforms_N[rows] = read.uniforms
+    law_NV = sampling.transform(z_NV, laws)
+    tokens_N = law_NV.argmax(1)
+    if not all(law.is_greedy for law in laws):
+        is_greedy_N = torch.tensor([law.is_greedy for law in laws], device=z_NV.device)
+        drawn_N = sampling.draw(law_NV, torch.from_numpy(uniforms_N).to(z_NV.device))
+        tokens_N = torch.where(is_greedy_N, tokens_N, drawn_N)
+
+    columns = {"tokens": tokens_N[:, None]}
+    if wanted:
+        probs_NV = _scored(z_NV, law_NV, samples).softmax(1)
+        if "probs" in wanted:
+            columns["probs"] = probs_NV.gather(1, tokens_N[:, None])
+        if "margin" in wanted:
+            columns["margin"] = sampling.margin(probs_NV)[:, None]
+        if "entropy" in wanted:
+            columns["entropy"] = sampling.entropy(probs_NV)[:, None]
+    return columns
+
+
+def _penalized(logits_NV: Tensor, samples: Sequence[tuple[Sample, slice]]) -> Tensor:
+    """Apply repetition penalties and bans, in a copy if there are any."""
+    if not any(read.banned or read.law.repetition_penalty != 1 for read, _ in samples):
+        return logits_NV
+    z_NV = logits_NV.clone()
+    for read, rows in samples:
+        if read.law.repetition_penalty != 1:
+            if read.contexts is None:
+                raise ValueError("a repetition penalty needs the context of each row; got none")
+            for row, context in zip(range(rows.start, rows.stop), read.contexts, strict=True):
+                seen = torch.from_numpy(np.unique(context)).to(z_NV.device)
+                z_NV[row] = sampling.penalize_repetition(z_NV[row], seen, read.law.repetition_penalty)
+        if read.banned:
+            z_NV[rows, list(read.banned)] = float("-inf")
+    return z_NV
+
+
+def _scored(z_NV: Tensor, law_NV: Tensor, samples: Sequence[tuple[Sample, slice]]) -> Tensor:
+    """Take each row's scores from the law or the model, without the tokens that must not score."""
+    if law_NV is z_NV and not any(read.unscored for read, _ in samples):
+        return z_NV
+    scored_NV = z_NV.clone()
+    for read, rows in samples:
+        if read.of == "law":
+            scored_NV[rows] = law_NV[rows]
+        if read.unscored:
+            scored_NV[rows, list(read.unscored)] = float("-inf")
+    return scored_NV

@@ -1,0 +1,142 @@
+"""From logits to tokens: temperature, truncation, penalties, keyed draws, confidence scores.
+
+Every function works on a flat batch of N rows, each with its own settings, and no row depends on
+another. Probabilities are computed in float32 or wider whatever the model's type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chordal.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Law:
+    """How tokens are drawn from a model's logits, in transformers' order of processing.
+
+    Attributes:
+        temperature: Divides the logits, at least 0; 0 takes the most likely token.
+        top_k: Keep the k most likely tokens; 0 keeps all.
+        top_p: Keep the fewest most likely tokens whose probabilities reach it, in (0, 1].
+        min_p: Keep tokens at least this fraction as likely as the most likely one, in [0, 1].
+        repetition_penalty: Divides positive and multiplies negative logits of tokens that occurred,
+            above 0; 1 changes nothing.
+
+    Raises:
+        InputError: A value is outside its range or not a number.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        # Written so that NaN fails each of them.
+        for name, holds, must in (
+            ("temperature", 0 <= self.temperature < float("inf"), "be a finite number of at least 0"),
+            ("top_k", isinstance(self.top_k, int) and self.top_k >= 0, "be a whole number of at least 0"),
+            ("top_p", 0 < self.top_p <= 1, "be above 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "be between 0 and 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "be a finite number above 0"),
+        ):
+            if not holds:
+                raise InputError(f"{name} must {must}; got {getattr(self, name)}.")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature == 0
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens lose all probability."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+
+def penalize_repetition(logits_V: Tensor, context: Tensor, penalty: float) -> Tensor:
+    """Make tokens that occurred in the context less likely (CTRL, arXiv 1909.05858).
+
+    Args:
+        logits_V: Logits of one row.
+        context: Token ids that precede it, int64 of any length.
+        penalty: Divides positive logits and multiplies negative ones.
+    """
+    seen = logits_V[context]
+    return logits_V.index_put((context,), torch.where(seen > 0, seen / penalty, seen * penalty))
+
+
+def transform(logits_NV: Tensor, laws: Sequence[Law]) -> Tensor:
+    """Apply temperature, top-k, top-p and min-p; tokens that are cut get -inf.
+
+    Temperature 0 scales by 1, so that the scores of a greedy row are those of the model.
+
+    Args:
+        logits_NV: Float32 or wider.
+        laws: One for each row.
+    """
+    if not any(law.truncates or law.temperature not in (0.0, 1.0) for law in laws):
+        return logits_NV
+    new = logits_NV.new_tensor
+    z_NV = logits_NV / new([law.temperature or 1.0 for law in laws])[:, None]
+    if not any(law.truncates for law in laws):
+        return z_NV
+
+    vocab = z_NV.shape[1]
+    sorted_NV, order_NV = z_NV.sort(dim=1, descending=True, stable=True)
+    rank_V = torch.arange(vocab, device=z_NV.device)
+    top_k_N1 = torch.tensor([law.top_k or vocab for law in laws], device=z_NV.device)[:, None]
+    sorted_NV = sorted_NV.masked_fill(rank_V >= top_k_N1, float("-inf"))
+    probs_NV = sorted_NV.softmax(1)
+    # A token stays while the probability before it has not reached top_p: the first always does.
+    before_NV = probs_NV.cumsum(1) - probs_NV
+    sorted_NV = sorted_NV.masked_fill(before_NV >= new([law.top_p for law in laws])[:, None], float("-inf"))
+    # Relative to the most likely token, so renormalizing after top-p would change nothing.
+    floor_N1 = probs_NV[:, :1] * new([law.min_p for law in laws])[:, None]
+    sorted_NV = sorted_NV.masked_fill(probs_NV < floor_N1, float("-inf"))
+    return torch.empty_like(z_NV).scatter_(1, order_NV, sorted_NV)
+
+
+def draw(logits_NV: Tensor, uniforms_N: Tensor) -> Tensor:
+    """Draw one token a row by inverting the cumulative distribution at a given uniform number.
+
+    With tokens of probability .2, .5, .3 the uniforms 0, .2 and .69 give tokens 0, 1 and 1.
+
+    Args:
+        logits_NV: After `transform`; -inf is never drawn.
+        uniforms_N: Float64 in [0, 1).
+    """
+    cumulative_NV = logits_NV.double().softmax(1).cumsum(1)
+    # The sum may miss 1 by rounding: scale to it and stay below, or a token of probability 0 at the
+    # end of the vocabulary could be drawn.
+    total_N = cumulative_NV[:, -1]
+    at_N = torch.minimum(uniforms_N * total_N, torch.nextafter(total_N, torch.zeros_like(total_N)))
+    drawn_N1: Tensor = torch.searchsorted(cumulative_NV, at_N[:, None], right=True)
+    return drawn_N1[:, 0]
+
+
+def entropy(probs_NV: Tensor) -> Tensor:
+    """Entropy of each row in nats, with 0 log 0 = 0."""
+    entropy_N: Tensor = torch.special.entr(probs_NV).sum(1)
+    return entropy_N
+
+
+def margin(probs_NV: Tensor) -> Tensor:
+    """Difference of the two largest probabilities of each row."""
+    top_N2 = probs_NV.topk(min(2, probs_NV.shape[1]), dim=1).values
+    return top_N2[:, 0] - top_N2[:, 1] if top_N2.shape[1] == 2 else top_N2[:, 0]
+
+
+def guide(conditional_NV: Tensor, unconditional_NV: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance: push away from the logits given no prompt (LLaDA's form).
+
+    Scale 0 gives the conditional logits. A token that is banned in both (-inf) stays banned.
+    """
+    guided_NV = unconditional_NV + (scale + 1) * (conditional_NV - unconditional_NV)
+    return torch.where(conditional_NV == float("-inf"), conditional_NV, guided_NV)

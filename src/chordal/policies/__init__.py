@@ -1,0 +1,1 @@
+"""What `denoise` feeds and which positions it commits."""

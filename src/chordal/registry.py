@@ -1,0 +1,139 @@
+"""Decoders by name: the built-in table and the entry points of plug-ins, imported when first used."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import types
+import typing
+from collections.abc import Mapping
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from chordal.errors import InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from chordal.decoders.decoder import Decoder
+
+ENTRY_POINT_GROUP = "chordal.decoders"
+
+_BUILT_IN = {
+    "autoregressive": "chordal.decoders.autoregressive:Autoregressive",
+    "prompt_lookup": "chordal.decoders.prompt_lookup:PromptLookup",
+    "low_confidence": "chordal.decoders.low_confidence:LowConfidence",
+    "threshold": "chordal.decoders.threshold:ThresholdDecoder",
+    "block_diffusion": "chordal.decoders.block_diffusion:BlockDiffusion",
+}
+
+
+def decoder_names() -> list[str]:
+    """List the names of all decoders, built-in ones first."""
+    plugins = {entry.name for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)}
+    return [*_BUILT_IN, *sorted(plugins - set(_BUILT_IN))]
+
+
+def decoder_class(name: str) -> type[Decoder]:
+    """Import a decoder by name.
+
+    Raises:
+        UnknownNameError: No decoder has that name.
+    """
+    target = _BUILT_IN.get(name)
+    if target is None:
+        for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
+            if entry.name == name:
+                loaded: type[Decoder] = entry.load()
+                return loaded
+        raise UnknownNameError("decoder", name, decoder_names())
+    module, attribute = target.split(":")
+    found: type[Decoder] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def make_decoder(decoder: str | Decoder, settings: Mapping[str, Any] | None = None) -> Decoder:
+    """Make a decoder from a name and its settings, or pass one through.
+
+    Args:
+        decoder: Name, or a decoder that already has its config.
+        settings: Fields of its config; the others keep their defaults.
+
+    Raises:
+        UnknownNameError: No such decoder or setting.
+        InputError: A value of the wrong type or outside its range.
+    """
+    if not isinstance(decoder, str):
+        if settings:
+            raise InputError("settings belong to a decoder given by name; this one has its config already.")
+        return decoder
+    cls = decoder_class(decoder)
+    return cls(make_config(cls.Config, settings or {}, f"{decoder} setting"))
+
+
+def make_config(cls: type[Any], settings: Mapping[str, Any], kind: str = "setting") -> Any:
+    """Make a config dataclass from plain values, checking names and types.
+
+    Args:
+        cls: The dataclass.
+        settings: Values by field name.
+        kind: What a field is called in messages.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    checked = {}
+    for name, value in settings.items():
+        if name not in names:
+            raise UnknownNameError(kind, name, names)
+        if not _fits(value, hints[name]):
+            raise InputError(f"{kind} {name} must be {_describe(hints[name])}; got {value!r}.")
+        checked[name] = float(value) if _takes_float(hints[name], value) else value
+    return cls(**checked)
+
+
+def list_decoders() -> list[dict[str, Any]]:
+    """Describe every decoder: name, family, promise, when it is exact, needs, paper."""
+    rows = []
+    for name in decoder_names():
+        cls = decoder_class(name)
+        rows.append(
+            {
+                "name": name,
+                "family": cls.family,
+                "promise": cls.promise,
+                "exact_when": cls.exact_when,
+                "needs": list(cls.needs),
+                "paper": cls.paper,
+            }
+        )
+    return rows
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    for option in _options(hint):
+        if typing.get_origin(option) is typing.Literal:
+            if value in typing.get_args(option):
+                return True
+        elif option is float:
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                return True
+        elif isinstance(value, option) and not (option is int and isinstance(value, bool)):
+            return True
+    return False
+
+
+def _takes_float(hint: Any, value: Any) -> bool:
+    return type(value) is int and float in _options(hint) and int not in _options(hint)
+
+
+def _describe(hint: Any) -> str:
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
+    parts: list[str] = []
+    for option in _options(hint):
+        if typing.get_origin(option) is typing.Literal:
+            parts += [str(value) for value in typing.get_args(option)]
+        else:
+            parts.append(words.get(option, str(option)))
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"
