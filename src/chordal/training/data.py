@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from chordal.bench.tasks import GROUPS, TASKS, Instance, is_held_out
 
-# Examples of each group in one step, and the group's weight in the loss: about as many tokens of
-# each group, more weight on the ten list operations.
-EXAMPLES_PER_STEP = {"lists": 64, "puzzles": 32, "arithmetic": 24, "edits": 12}
-GROUP_WEIGHT = {"lists": 0.4, "puzzles": 0.2, "arithmetic": 0.2, "edits": 0.2}
+# Examples of a task group in one step, and its weight in the loss.
+Mixture: TypeAlias = Mapping[str, tuple[int, float]]
+
+# About as many tokens of each group, more weight on the ten list operations.
+EVEN: Mixture = {"lists": (64, 0.4), "puzzles": (32, 0.2), "arithmetic": (24, 0.2), "edits": (12, 0.2)}
+
+# Once lists and puzzles are mostly learned: more of the long answers, which masked models learn last.
+LONG: Mixture = {"lists": (40, 0.25), "puzzles": (24, 0.2), "arithmetic": (44, 0.3), "edits": (24, 0.25)}
 
 
 @dataclass(frozen=True)
@@ -34,13 +39,22 @@ class Batch:
     weight: float
 
 
-def make_batches(tokenizer: Any, *, seed: int, step: int, slack: int = 0, scale: float = 1.0) -> list[Batch]:
+def make_batches(
+    tokenizer: Any,
+    *,
+    seed: int,
+    step: int,
+    mixture: Mixture = EVEN,
+    slack: int = 0,
+    scale: float = 1.0,
+) -> list[Batch]:
     """Make one batch a task group, together one training step.
 
     Args:
         tokenizer: Gives token ids and the chat template.
         seed: Of the run.
         step: Number of the step; the same seed and step give the same batches.
+        mixture: How many examples of each group.
         slack: Columns of end tokens kept free behind the longest row.
         scale: Multiplies the number of examples.
     """
@@ -50,7 +64,8 @@ def make_batches(tokenizer: Any, *, seed: int, step: int, slack: int = 0, scale:
         rng = random.Random(f"{seed}:{step}:{group}")
         tasks = [task for task in TASKS.values() if task.group == group]
         examples: list[Instance] = []
-        count = max(2, round(EXAMPLES_PER_STEP[group] * scale))
+        num_examples, weight = mixture[group]
+        count = max(2, round(num_examples * scale))
         while len(examples) < count:
             # In turn rather than at random: every task in every step.
             instance = tasks[(len(examples) + step) % len(tasks)].make(rng)
@@ -70,7 +85,7 @@ def make_batches(tokenizer: Any, *, seed: int, step: int, slack: int = 0, scale:
                 tokens_BT=torch.from_numpy(tokens_BT),
                 prompt_length_B=torch.tensor([len(prompt) for prompt in prompts]),
                 length_B=torch.from_numpy(length_B),
-                weight=GROUP_WEIGHT[group],
+                weight=weight,
             )
         )
     return batches

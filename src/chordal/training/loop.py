@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from chordal.training.data import make_batches
+from chordal.training.data import EVEN, Mixture, make_batches
 from chordal.training.objectives import Objective
 
 
@@ -34,6 +34,7 @@ class Recipe:
         num_steps: Training steps.
         learning_rate: Peak, for both optimizers.
         init_from: Name of the recipe whose result this one starts from, or None for random weights.
+        mixtures: Which mixture of tasks is trained on from which step.
         slack: Columns of end tokens to keep behind the longest example of a batch.
     """
 
@@ -45,6 +46,7 @@ class Recipe:
     num_steps: int
     learning_rate: float = 3e-3
     init_from: str | None = None
+    mixtures: tuple[tuple[int, Mixture], ...] = ((0, EVEN),)
     slack: int = 0
 
 
@@ -116,7 +118,10 @@ def train(
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         num_tokens, loss_sum = 0, 0.0
-        for batch in make_batches(tokenizer, seed=seed, step=step, slack=recipe.slack, scale=scale):
+        mixture = [mixture for start, mixture in recipe.mixtures if start <= step][-1]
+        for batch in make_batches(
+            tokenizer, seed=seed, step=step, mixture=mixture, slack=recipe.slack, scale=scale
+        ):
             with torch.autocast("cpu", torch.bfloat16):
                 loss = recipe.objective(model, batch, generator)
             (loss * batch.weight).backward()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from chordal.training.data import LONG
 from chordal.training.loop import Recipe
 from chordal.training.objectives import block_loss
 from chordal.training.recipes.tiny_ar import BACKBONE
@@ -18,6 +19,7 @@ RECIPE = Recipe(
     objective=partial(block_loss, mask_id=MASK_ID, block_length=BLOCK_LENGTH),
     backbone=BACKBONE,
     num_steps=2600,
+    mixtures=((0, LONG),),
     init_from="tiny-ar",
     slack=BLOCK_LENGTH,
 )
