@@ -2,8 +2,8 @@
 
 Promise: exact. Cost: no extra model; one wider forward pass where a match is found.
 Source: A. Saxena, "Prompt Lookup Decoding", 2023 (apoorvumang/prompt-lookup-decoding); also LLMA
-(arXiv 2304.04487). Departs from it: the latest match is copied rather than the first, which follows
-loops and edits better; `match="first"` gives the published choice.
+(arXiv 2304.04487). Beyond it: `match="last"` copies the latest occurrence rather than the first, which
+follows loops better and edits worse.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class PromptLookupConfig:
     """Longest suffix that is looked up, in tokens, at least 1."""
     min_ngram: int = 1
     """Shortest suffix that is looked up, in tokens, from 1 to max_ngram."""
-    match: Literal["last", "first"] = "last"
+    match: Literal["first", "last"] = "first"
     """Which occurrence is copied."""
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ class NgramDrafter:
     """
 
     def __init__(
-        self, max_ngram: int, min_ngram: int = 1, *, match: Literal["last", "first"] = "last"
+        self, max_ngram: int, min_ngram: int = 1, *, match: Literal["first", "last"] = "first"
     ) -> None:
         self.max_ngram, self.min_ngram, self.match = max_ngram, min_ngram, match
 

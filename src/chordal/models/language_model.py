@@ -18,6 +18,7 @@ from chordal.errors import InputError
 from chordal.forward import Forward, Hidden, Ints, Reading, Visible
 from chordal.models.cache import SlotCache
 from chordal.models.family import Family
+from chordal.models.kernels import speed_up
 from chordal.models.reading import LogitsRead, read_logits
 
 Request = tuple[int, Forward]  # row of the sequence, what it asks for
@@ -50,6 +51,7 @@ class LanguageModel:
         self, model: Any, family: Family, tokenizer: Any = None, *, name: str = "model", max_rows: int = 64
     ):
         self.model = model.eval()
+        speed_up(model)
         self.backbone = getattr(model, model.base_model_prefix)
         self.head = model.get_output_embeddings()
         self.family = family
@@ -60,7 +62,6 @@ class LanguageModel:
         self.vocab_size: int = config.vocab_size
         self.device = model.device
         self.max_rows = max_rows
-        self._layer_types = sorted(set(getattr(config, "layer_types", None) or ["full_attention"]))
         # Read-only requests need slots behind a full window; one tuple of them may be twice as wide.
         self.cache = SlotCache(config.num_hidden_layers, max_rows, 3 * self.window)
         self._used = [0] * max_rows  # one past the highest slot each row has written
@@ -86,27 +87,23 @@ class LanguageModel:
                 slots = np.arange(self._used[row] + at, self._used[row] + at + len(forward.tokens))
             placed.append(_Placed(row - first_row, at, forward, slots, _visible(forward, slots)))
             width_B[row - first_row] += len(forward.tokens)
-        for row, forward in requests:
-            if forward.slots is not None:
-                self._used[row] = max(self._used[row], int(forward.slots.max()) + 1)
-        span = max(max(int(p.visible.end.max()), int(p.slots.max()) + 1) for p in placed)
-        if span > self.cache.max_slots:
-            raise InputError(f"a sequence needs {span} cache slots; {self.name} has {self.cache.max_slots}.")
-        self.cache.reserve(span)
 
         # One host array and one transfer for everything that is an integer.
         packed_5BT = np.zeros((5, len(width_B), max(width_B)), np.int64)
-        packed_5BT[2] = self.cache.trash
+        packed_5BT[2] = -1
         packed_5BT[4] = 1  # padding looks at slot 0: attention over nothing would be NaN
         for p in placed:
-            queries = slice(p.at, p.at + len(p.slots))
-            packed_5BT[:, p.row, queries] = (
-                p.forward.tokens,
-                p.forward.positions,
-                p.slots,
-                p.visible.start,
-                p.visible.end,
-            )
+            row_5T = packed_5BT[:, p.row, p.at : p.at + len(p.slots)]
+            row_5T[0], row_5T[1], row_5T[2] = p.forward.tokens, p.forward.positions, p.slots
+            row_5T[3], row_5T[4] = p.visible.start, p.visible.end
+        span = max(int(packed_5BT[2].max()) + 1, int(packed_5BT[4].max()))
+        if span > self.cache.max_slots:
+            raise InputError(f"a sequence needs {span} cache slots; {self.name} has {self.cache.max_slots}.")
+        self.cache.reserve(span)
+        for p in placed:
+            if p.forward.slots is not None:
+                self._used[first_row + p.row] = max(self._used[first_row + p.row], int(p.slots.max()) + 1)
+        packed_5BT[2][packed_5BT[2] < 0] = self.cache.trash
         tokens_BT, positions_BT, slots_BT, start_BT, end_BT = torch.from_numpy(packed_5BT).to(self.device)
 
         can_attend_B1TS: Tensor | None = None
@@ -125,7 +122,7 @@ class LanguageModel:
         output = self.backbone(
             input_ids=tokens_BT,
             position_ids=positions_BT,
-            attention_mask=dict.fromkeys(self._layer_types, can_attend_B1TS),
+            attention_mask=can_attend_B1TS,
             past_key_values=self.cache,
             use_cache=True,
             output_hidden_states=any(isinstance(p.forward.read, Hidden) for p in placed),

@@ -30,7 +30,13 @@ def read_logits(logits_NV: Tensor, reads: Sequence[LogitsRead]) -> list[Reading]
         spans.append(slice(start, start + len(read.rows)))
         start += len(read.rows)
 
-    columns = {"max_logit": logits_NV.amax(1)[:, None]}
+    max_N, argmax_N = logits_NV.max(1)
+    if all(isinstance(read, Sample) and _is_argmax(read) for read in reads):
+        host_2N = torch.stack([max_N.double(), argmax_N.double()]).cpu().numpy()
+        tokens_N = host_2N[1].astype(np.int64)
+        return [Reading(tokens=tokens_N[rows], max_logit=host_2N[0, rows]) for rows in spans]
+
+    columns = {"max_logit": max_N[:, None]}
     if any(isinstance(read, Sample) for read in reads):
         columns |= _sample(logits_NV, reads, spans)
     k = max((read.k for read in reads if isinstance(read, TopK)), default=0)
@@ -64,10 +70,15 @@ def read_logits(logits_NV: Tensor, reads: Sequence[LogitsRead]) -> list[Reading]
     return readings
 
 
+def _is_argmax(read: Sample) -> bool:
+    law = read.law
+    return law.is_greedy and law.repetition_penalty == 1 and not read.scores and not read.banned
+
+
 def _sample(logits_NV: Tensor, reads: Sequence[LogitsRead], spans: Sequence[slice]) -> dict[str, Tensor]:
     """Choose a token for every row and compute the scores that some read wants.
 
-    Rows of other reads go along as greedy ones. A batch of plain greedy reads costs one argmax.
+    Rows of other reads go along as greedy ones.
     """
     samples = [(read, rows) for read, rows in zip(reads, spans, strict=True) if isinstance(read, Sample)]
     wanted = {name for read, _ in samples for name in read.scores}
