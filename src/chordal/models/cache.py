@@ -32,7 +32,7 @@ class SlotCache(Cache):
         self.slot_layers = [_SlotLayer(self) for _ in range(num_layers)]
         super().__init__(layers=list(self.slot_layers))
         self.max_rows, self.max_slots = max_rows, max_slots
-        self.num_slots = min(_GROW_SLOTS, max_slots)
+        self.rows_held, self.num_slots = 1, min(_GROW_SLOTS, max_slots)
         self.first_row, self.num_rows, self.span = 0, 0, 0
         self.slots_BHTD: Tensor | None = None
 
@@ -41,13 +41,17 @@ class SlotCache(Cache):
         """The slot behind all others, where rows that only fill up a batch write."""
         return self.num_slots
 
-    def reserve(self, num_slots: int) -> None:
-        """Make room for slots below `num_slots`."""
+    def reserve(self, num_rows: int, num_slots: int) -> None:
+        """Make room for rows and slots below these numbers; what is held stays."""
+        if num_rows <= self.rows_held and num_slots <= self.num_slots:
+            return
+        # At least doubled, so that growing costs little over a sequence's life.
+        if num_rows > self.rows_held:
+            self.rows_held = min(self.max_rows, max(num_rows, 2 * self.rows_held))
         if num_slots > self.num_slots:
-            size = min(self.max_slots, max(num_slots, 2 * self.num_slots))
-            for layer in self.slot_layers:
-                layer.resize(size)
-            self.num_slots = size
+            self.num_slots = min(self.max_slots, max(num_slots, 2 * self.num_slots))
+        for layer in self.slot_layers:
+            layer.resize(self.rows_held, self.num_slots)
 
     def aim(self, first_row: int, slots_BT: Tensor, span: int) -> None:
         """Direct the next forward pass.
@@ -89,17 +93,17 @@ class _SlotLayer(CacheLayerMixin):
         self.cache = cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        rows, slots = self.cache.max_rows, self.cache.num_slots + 1
+        rows, slots = self.cache.rows_held, self.cache.num_slots + 1
         # Zeros, not empty: a masked slot still enters the sum, with weight 0 times what it holds.
         self.keys = key_states.new_zeros(rows, key_states.shape[1], slots, key_states.shape[3])
         self.values = value_states.new_zeros(rows, value_states.shape[1], slots, value_states.shape[3])
         self.is_initialized = True
 
-    def resize(self, num_slots: int) -> None:
+    def resize(self, num_rows: int, num_slots: int) -> None:
         if self.is_initialized:
-            extra = num_slots + 1 - self.keys.shape[2]
-            self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, extra))
-            self.values = torch.nn.functional.pad(self.values, (0, 0, 0, extra))
+            rows, slots = num_rows - self.keys.shape[0], num_slots + 1 - self.keys.shape[2]
+            self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, slots, 0, 0, 0, rows))
+            self.values = torch.nn.functional.pad(self.values, (0, 0, 0, slots, 0, 0, 0, rows))
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any

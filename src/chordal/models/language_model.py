@@ -99,7 +99,7 @@ class LanguageModel:
         span = max(int(packed_5BT[2].max()) + 1, int(packed_5BT[4].max()))
         if span > self.cache.max_slots:
             raise InputError(f"a sequence needs {span} cache slots; {self.name} has {self.cache.max_slots}.")
-        self.cache.reserve(span)
+        self.cache.reserve(first_row + len(width_B), span)
         for p in placed:
             if p.forward.slots is not None:
                 self._used[first_row + p.row] = max(self._used[first_row + p.row], int(p.slots.max()) + 1)
