@@ -246,9 +246,9 @@ def test_every_step_has_its_own_batches_and_masks(tmp_path, run, tokenizer):
     def spy(model, batch, generator):
         fed.append(batch.tokens_BT)
         seeds.append(generator.initial_seed())
-        return RECIPES["tiny-block"].objective(model, batch, generator)
+        return RECIPES["tiny-block"].stages[0].objective(model, batch, generator)
 
-    recipe = dataclasses.replace(RECIPES["tiny-block"], objective=spy, init_from=None)
+    recipe = dataclasses.replace(RECIPES["tiny-block"], stages=(Stage(objective=spy),), init_from=None)
     list(run(recipe, tmp_path, num_steps=3, seed=5))
     made = [
         batch.tokens_BT

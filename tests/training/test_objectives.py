@@ -18,7 +18,7 @@ BLOCK = 4
 
 OBJECTIVES = {
     "causal": causal_loss,
-    "masked": partial(masked_loss, mask_id=MASK, max_slack=BLOCK),
+    "masked": partial(masked_loss, mask_id=MASK, slacks=(BLOCK,)),
     "block": partial(block_loss, mask_id=MASK, block_length=BLOCK),
 }
 DIFFUSION = {name: OBJECTIVES[name] for name in ("masked", "block")}
@@ -316,7 +316,7 @@ def test_masked_loss_equals_full_attention_on_each_canvas_alone(qwen):
 
 def test_canvas_ends_between_the_end_token_and_the_slack_behind_it():
     batch, max_slack = make_batch(slack=12), 10
-    objective = partial(masked_loss, mask_id=MASK, max_slack=max_slack)
+    objective = partial(masked_loss, mask_id=MASK, slacks=(max_slack,))
     slacks = set()
     for seed in range(150):
         stub = Stub(uniform)
@@ -331,7 +331,7 @@ def test_canvas_ends_between_the_end_token_and_the_slack_behind_it():
 
 
 def test_canvas_never_leaves_the_batch():
-    objective = partial(masked_loss, mask_id=MASK, max_slack=10)
+    objective = partial(masked_loss, mask_id=MASK, slacks=(10,))
     for seed in range(50):
         loss = run(objective, Stub(uniform), make_batch(slack=1), seed)
         assert loss.item() == pytest.approx(math.log(VOCAB - 1), abs=1e-5)
@@ -487,7 +487,7 @@ def test_one_block_over_the_whole_text_equals_masked_diffusion(monkeypatch, qwen
     width = batch.tokens_BT.shape[1]
     chosen = torch.rand(3, width, generator=torch.Generator().manual_seed(1)) < 0.5
     monkeypatch.setattr(objectives, "_mask_uniform_count", lambda is_canvas, generator: chosen & is_canvas)
-    masked = run(partial(masked_loss, mask_id=MASK, max_slack=0), qwen, batch)
+    masked = run(partial(masked_loss, mask_id=MASK, slacks=(0,)), qwen, batch)
     block = run(partial(block_loss, mask_id=MASK, block_length=width), qwen, batch)
     assert block.item() == pytest.approx(masked.item(), abs=1e-5)
 

@@ -21,6 +21,9 @@ EVEN: Mixture = {"lists": (64, 0.4), "puzzles": (32, 0.2), "arithmetic": (24, 0.
 # Once lists and puzzles are mostly learned: more of the long answers, which masked models learn last.
 LONG: Mixture = {"lists": (40, 0.25), "puzzles": (24, 0.2), "arithmetic": (44, 0.3), "edits": (24, 0.25)}
 
+# The last of it, when the lists are learned but for a few and arithmetic is not.
+HARD: Mixture = {"lists": (36, 0.2), "puzzles": (16, 0.1), "arithmetic": (48, 0.4), "edits": (20, 0.3)}
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -22,6 +22,21 @@ from chordal.training.objectives import Objective
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of a training run.
+
+    Attributes:
+        start: First step of the stage.
+        mixture: Which tasks, and how much of each.
+        objective: The loss.
+    """
+
+    objective: Objective
+    mixture: Mixture = EVEN
+    start: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What a bundled model is trained as.
 
@@ -29,24 +44,22 @@ class Recipe:
         name: Name of the model.
         summary: One line for the command line's list.
         family: Family spec written into the model's `config.json` under the key "chordal".
-        objective: The loss.
+        stages: What is trained on, in order of their starts.
         backbone: Settings of the transformers Qwen3 configuration.
         num_steps: Training steps.
         learning_rate: Peak, for both optimizers.
         init_from: Name of the recipe whose result this one starts from, or None for random weights.
-        mixtures: Which mixture of tasks is trained on from which step.
         slack: Columns of end tokens to keep behind the longest example of a batch.
     """
 
     name: str
     summary: str
     family: dict[str, Any]
-    objective: Objective
+    stages: tuple[Stage, ...]
     backbone: dict[str, Any]
     num_steps: int
     learning_rate: float = 3e-3
     init_from: str | None = None
-    mixtures: tuple[tuple[int, Mixture], ...] = ((0, EVEN),)
     slack: int = 0
 
 
@@ -118,12 +131,12 @@ def train(
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         num_tokens, loss_sum = 0, 0.0
-        mixture = [mixture for start, mixture in recipe.mixtures if start <= step][-1]
+        stage = [stage for stage in recipe.stages if stage.start <= step][-1]
         for batch in make_batches(
-            tokenizer, seed=seed, step=step, mixture=mixture, slack=recipe.slack, scale=scale
+            tokenizer, seed=seed, step=step, mixture=stage.mixture, slack=recipe.slack, scale=scale
         ):
             with torch.autocast("cpu", torch.bfloat16):
-                loss = recipe.objective(model, batch, generator)
+                loss = stage.objective(model, batch, generator)
             (loss * batch.weight).backward()
             num_tokens += int(batch.length_B.sum())
             loss_sum += loss.item() * batch.weight

@@ -11,7 +11,7 @@ draw is empty and none has a huge weight. Draws are stratified over the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -36,17 +36,24 @@ def causal_loss(model: Any, batch: Batch, generator: torch.Generator) -> Tensor:
 
 
 def masked_loss(
-    model: Any, batch: Batch, generator: torch.Generator, *, mask_id: int, max_slack: int
+    model: Any, batch: Batch, generator: torch.Generator, *, mask_id: int, slacks: Sequence[int]
 ) -> Tensor:
     """Score the masked tokens of each canvas under full attention (LLaDA's objective).
 
-    A canvas is the answer, its end token and some more end tokens ("slack"), so that the model
-    learns where an answer ends. Most canvases are nearly tight, some have up to `max_slack`.
+    A canvas is the answer, its end token and some more end tokens ("slack"). Tight canvases teach
+    fastest; but a model that saw few others takes the length of its canvas for that of the answer.
+
+    Args:
+        model: The transformers model.
+        batch: The examples.
+        generator: For masks and slack.
+        mask_id: The mask token.
+        slacks: One of these is drawn for the batch, and each row's slack from 0 to it; the same for
+            all rows keeps the columns of tight batches few.
     """
     count, width = batch.tokens_BT.shape
-    # One draw a batch for how generous it is keeps the columns of tight batches few.
-    most = (2, 8, max_slack)[int(torch.multinomial(torch.tensor([0.6, 0.25, 0.15]), 1, generator=generator))]
-    slack_B = torch.randint(0, min(most, max_slack) + 1, (count,), generator=generator)
+    most = slacks[int(torch.randint(len(slacks), (), generator=generator))]
+    slack_B = torch.randint(0, most + 1, (count,), generator=generator)
     end_B = torch.clamp(batch.length_B + slack_B, max=width)
     width = int(end_B.max())
     tokens_BT, at_T = batch.tokens_BT[:, :width], torch.arange(width)

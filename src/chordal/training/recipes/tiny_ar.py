@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chordal.training.loop import Recipe
+from chordal.training.loop import Recipe, Stage
 from chordal.training.objectives import causal_loss
 
 BACKBONE = {
@@ -21,7 +21,7 @@ RECIPE = Recipe(
     name="tiny-ar",
     summary="causal, 6 layers of 192",
     family={"family": "causal"},
-    objective=causal_loss,
+    stages=(Stage(objective=causal_loss),),
     backbone=BACKBONE,
-    num_steps=2600,
+    num_steps=3200,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from chordal.training.data import LONG
-from chordal.training.loop import Recipe
+from chordal.training.loop import Recipe, Stage
 from chordal.training.objectives import block_loss
 from chordal.training.recipes.tiny_ar import BACKBONE
 from chordal.training.recipes.tiny_mdm import MASK_ID
@@ -16,10 +16,9 @@ RECIPE = Recipe(
     name="tiny-block",
     summary=f"block diffusion, blocks of {BLOCK_LENGTH}, converted from tiny-ar",
     family={"family": "block", "mask_token_id": MASK_ID, "block_length": BLOCK_LENGTH},
-    objective=partial(block_loss, mask_id=MASK_ID, block_length=BLOCK_LENGTH),
+    stages=(Stage(mixture=LONG, objective=partial(block_loss, mask_id=MASK_ID, block_length=BLOCK_LENGTH)),),
     backbone=BACKBONE,
-    num_steps=2600,
-    mixtures=((0, LONG),),
+    num_steps=2000,
     init_from="tiny-ar",
     slack=BLOCK_LENGTH,
 )

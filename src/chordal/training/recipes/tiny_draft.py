@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chordal.training.loop import Recipe
+from chordal.training.loop import Recipe, Stage
 from chordal.training.objectives import causal_loss
 from chordal.training.recipes.tiny_ar import BACKBONE
 
@@ -10,7 +10,7 @@ RECIPE = Recipe(
     name="tiny-draft",
     summary="causal, 2 layers of 96, drafts for tiny-ar",
     family={"family": "causal"},
-    objective=causal_loss,
+    stages=(Stage(objective=causal_loss),),
     backbone={
         **BACKBONE,
         "hidden_size": 96,
