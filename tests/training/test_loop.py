@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chordal.bench.tasks import GROUPS, TASKS, is_held_out
 from chordal.training.data import EXAMPLES_PER_STEP, GROUP_WEIGHT, make_batches
-from chordal.training.loop import Recipe, _schedule, train
+from chordal.training.loop import Recipe, Stage, _schedule, train
 from chordal.training.recipes import RECIPES
 
 NUM_STEPS = 12
