@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chordal.bench.tasks import GROUPS, TASKS, is_held_out
-from chordal.training.data import EXAMPLES_PER_STEP, GROUP_WEIGHT, make_batches
+from chordal.training.data import EVEN, make_batches
 from chordal.training.loop import Recipe, Stage, _schedule, train
 from chordal.training.recipes import RECIPES
 
@@ -128,8 +128,7 @@ def test_held_out_prompts_are_never_in_a_batch(tokenizer):
 
 def test_rows_are_prompt_answer_and_end_tokens(tokenizer):
     for group, batch in zip(GROUPS, make_batches(tokenizer, seed=0, step=0, slack=5), strict=True):
-        assert batch.weight == GROUP_WEIGHT[group]
-        assert len(batch.tokens_BT) == EXAMPLES_PER_STEP[group]
+        assert (len(batch.tokens_BT), batch.weight) == EVEN[group]
         assert batch.tokens_BT.shape[1] == batch.length_B.max() + 5
         at_T = torch.arange(batch.tokens_BT.shape[1])
         is_end = batch.tokens_BT == tokenizer.eos_token_id
@@ -159,13 +158,33 @@ def test_every_task_is_in_every_step(tokenizer):
             for task, wording in WORDINGS.items()
         }
         assert counts.keys() == TASKS.keys()
-        assert sum(counts.values()) == sum(EXAMPLES_PER_STEP.values())
+        assert sum(counts.values()) == sum(count for count, _ in EVEN.values())
         assert min(counts.values()) >= 6
 
 
-def test_group_weights_share_out_the_whole_loss():
-    assert set(GROUP_WEIGHT) == set(EXAMPLES_PER_STEP) == set(GROUPS)
-    assert sum(GROUP_WEIGHT.values()) == pytest.approx(1)
+@pytest.mark.parametrize("name", RECIPES)
+def test_weights_of_every_stage_share_out_the_whole_loss(name):
+    stages = RECIPES[name].stages
+    assert stages[0].start == 0
+    assert [stage.start for stage in stages] == sorted(stage.start for stage in stages)
+    for stage in stages:
+        assert set(stage.mixture) == set(GROUPS)
+        assert sum(weight for _, weight in stage.mixture.values()) == pytest.approx(1)
+
+
+def test_a_stage_takes_over_at_its_start(tmp_path, run, tokenizer):
+    seen = []
+
+    def stage(name, start):
+        def objective(model, batch, generator):
+            seen.append(name)
+            return sum(p.sum() for p in model.parameters()) * 0.0
+
+        return Stage(start=start, objective=objective)
+
+    recipe = dataclasses.replace(RECIPES["tiny-ar"], stages=(stage("first", 0), stage("second", 2)))
+    list(run(recipe, tmp_path, num_steps=3))
+    assert seen == ["first"] * 8 + ["second"] * 4
 
 
 # --- recipes --------------------------------------------------------------------------------------

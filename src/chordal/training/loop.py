@@ -10,7 +10,7 @@ import json
 import resource
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Stage:
     """
 
     objective: Objective
-    mixture: Mixture = EVEN
+    mixture: Mixture = field(default_factory=lambda: EVEN)
     start: int = 0
 
 
