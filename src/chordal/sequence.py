@@ -45,7 +45,8 @@ class Event:
     """Something that happened to a sequence, for traces, streams and displays.
 
     Attributes:
-        kind: "commit" for tokens that became final, "draft" for tokens proposed for verification.
+        kind: "commit" for tokens that became final, "draft" for tokens that were proposed for
+            verification; a draft comes before what its forward pass commits.
         forward: Number of the target's forward pass it came from, counted from 1.
         positions: Absolute positions, int `[n]`.
         tokens: Token ids, int `[n]`.
@@ -145,14 +146,20 @@ class Sequence:
         """List the uncommitted positions of `start <= position < end`."""
         return start + np.flatnonzero(self.committed_at[start:end] == UNCOMMITTED)
 
-    def append(self, tokens: Ints) -> None:
-        """Commit a span right behind the frontier; what exceeds the length limit is dropped."""
+    def append(self, tokens: Ints, *, draft: Ints | None = None) -> None:
+        """Commit a span right behind the frontier; what exceeds the length limit is dropped.
+
+        Args:
+            tokens: The span.
+            draft: What had been proposed for it; counted here, as accepted as far as the span begins
+                with it and the text does not end before.
+        """
         tokens = tokens[: self.limit - self.frontier]
         positions = np.arange(self.frontier, self.frontier + len(tokens))
         self.canvas_end = max(self.canvas_end, self.frontier + len(tokens))
-        self.commit(positions, tokens)
+        self.commit(positions, tokens, draft=draft)
 
-    def commit(self, positions: Ints, tokens: Ints) -> None:
+    def commit(self, positions: Ints, tokens: Ints, *, draft: Ints | None = None) -> None:
         """Make tokens final, in any order and at any positions that are not yet committed.
 
         Raises:
@@ -174,16 +181,10 @@ class Sequence:
             self.frontier += 1
         if self.frontier > before:
             self._check_stop(before)
-        self.stats.committed_tokens = len(self.output)
+        committed_before, self.stats.committed_tokens = self.stats.committed_tokens, len(self.output)
+        if draft is not None and len(draft):
+            self._count_draft(draft, tokens, before, self.stats.committed_tokens - committed_before)
         self._emit("commit", forward, positions, tokens)
-
-    def note_draft(self, tokens: Ints, num_accepted: int) -> None:
-        """Count a draft that stood right behind the frontier and has just been verified."""
-        if len(tokens):
-            self.stats.draft_tokens += len(tokens)
-            self.stats.accepted_tokens += num_accepted
-            positions = np.arange(self.frontier, self.frontier + len(tokens))
-            self._emit("draft", self.stats.forwards.get(TARGET, 0), positions, tokens, num_accepted)
 
     def uniforms(self, positions: Ints, purpose: Purpose, draw: int = 0) -> Floats:
         """Give this request's random number for each position; see `ops.randomness`."""
@@ -199,6 +200,14 @@ class Sequence:
         if self.finish_reason is None:
             self.finish_reason, self.error = reason, error
             self.stats.wall_s = time.perf_counter() - self.stats.started
+
+    def _count_draft(self, draft: Ints, tokens: Ints, start: int, num_committed: int) -> None:
+        num = min(len(draft), len(tokens), num_committed)
+        num_accepted = int((np.cumsum(draft[:num] != tokens[:num]) == 0).sum())
+        self.stats.draft_tokens += len(draft)
+        self.stats.accepted_tokens += num_accepted
+        positions = np.arange(start, start + len(draft))
+        self._emit("draft", self.stats.forwards.get(TARGET, 0), positions, draft, num_accepted)
 
     def _check_stop(self, before: int) -> None:
         """End at the first stop condition inside what just became part of the committed prefix."""

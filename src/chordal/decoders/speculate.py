@@ -65,5 +65,4 @@ def speculate(seq: Sequence, drafter: Drafter, *, num_draft: int) -> Decoding:
         is_kept = drawn[:-1] == draft
         num_kept = len(draft) if is_kept.all() else int(np.argmin(is_kept))
         num_cached = seq.frontier + num_kept
-        seq.note_draft(draft, num_kept)
-        seq.append(drawn[: num_kept + 1])
+        seq.append(drawn[: num_kept + 1], draft=draft)
