@@ -94,7 +94,7 @@ class Request:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
-    stop_strings: Seq[str] = ()
+    stop_strings: str | Seq[str] = ()
     ignore_eos: bool = False
     chat: bool | None = None
     trace: bool = False
@@ -199,7 +199,9 @@ class Model:
 
     def decoder(self, request: Request) -> Decoder:
         """Make the decoder of a request and check that it fits the model."""
-        decoder = make_decoder(request.decoder or self.family.default_decoder, request.config)
+        decoder = make_decoder(
+            self.family.default_decoder if request.decoder is None else request.decoder, request.config
+        )
         decoder.check(self.family)
         return decoder
 
@@ -227,7 +229,10 @@ class Model:
                 f"prompt and new tokens must fit the model's window of {window}; got {len(tokens)} and "
                 f"{length}. Use max_new_tokens={window - len(tokens)} or a shorter prompt."
             )
-        if any(not string for string in request.stop_strings):
+        stop_strings = (
+            (request.stop_strings,) if isinstance(request.stop_strings, str) else tuple(request.stop_strings)
+        )
+        if "" in stop_strings:
             raise InputError("stop strings must not be empty.")
         law = Law(
             temperature=request.temperature,
@@ -239,7 +244,7 @@ class Model:
         stop = StopRules(
             max_new_tokens=length,
             eos_ids=() if request.ignore_eos else self.family.eos_ids,
-            stop_strings=tuple(request.stop_strings),
+            stop_strings=stop_strings,
         )
         return Sequence(
             prompt=tokens,
@@ -265,6 +270,8 @@ class Model:
         if isinstance(prompt, str):
             if not prompt.strip():
                 raise PromptError("the prompt must not be empty.")
+            if any("\ud800" <= character <= "\udfff" for character in prompt):
+                raise PromptError("the prompt must be Unicode text; it holds a surrogate.")
             if chat and not template:
                 raise InputError(f"{self.name} has no chat template; use chat=False.")
             if chat is not False and template:
@@ -276,11 +283,20 @@ class Model:
         if isinstance(prompt[0], Mapping):
             if not template:
                 raise InputError(f"{self.name} has no chat template; give text instead of messages.")
-            prompt = self.tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True)["input_ids"]
+            try:
+                messages = list(prompt)
+                prompt = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+            except Exception as error:  # templates raise what they like
+                raise PromptError(
+                    f"the chat template of {self.name} refuses the messages: {error}"
+                ) from error
         try:
-            tokens = np.asarray(prompt, np.int64)
-        except (TypeError, ValueError, OverflowError):
-            raise PromptError("a prompt must be text, token ids or chat messages.") from None
+            tokens = np.asarray(prompt)
+        except ValueError:  # lists of unlike lengths
+            tokens = np.empty(0)
+        if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+            raise PromptError("a prompt must be text, token ids or chat messages.")
+        tokens = tokens.astype(np.int64)
         vocab_size = self.engine.target.vocab_size
         if tokens.min() < 0 or tokens.max() >= vocab_size:
             raise PromptError(
@@ -356,6 +372,6 @@ def _appender(trace: list[Event]) -> Listener:
 
 
 def _as_list(prompts: Any) -> list[Prompt]:
-    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], (int, Mapping))):
+    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], (int, np.integer, Mapping))):
         return [prompts]
     return list(prompts)

@@ -10,4 +10,8 @@ TASKS: dict[str, Task] = {
 }
 GROUPS: tuple[str, ...] = ("lists", "puzzles", "arithmetic", "edits")
 
-__all__ = ["GROUPS", "TASKS", "Instance", "Split", "Task", "is_held_out"]
+# Tokens that hold every answer of a group and little more, by the tokenizer of the bundled models.
+# A masked-diffusion model fills a canvas of this length; for the others it is the limit.
+CANVAS: dict[str, int] = {"lists": 12, "puzzles": 20, "arithmetic": 20, "edits": 64}
+
+__all__ = ["CANVAS", "GROUPS", "TASKS", "Instance", "Split", "Task", "is_held_out"]

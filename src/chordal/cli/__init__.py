@@ -1,0 +1,105 @@
+"""The command line: one file a command; here the app, and how errors become lines and exit codes.
+
+Exit codes: 0 done, 1 failed, 2 misuse, 130 interrupted. Results go to stdout, the rest to stderr.
+Whatever takes long to import is imported inside the functions that use it, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from chordal import __version__
+from chordal.cli import compare as compare
+from chordal.cli import generate as generate
+from chordal.cli import listing as listing
+from chordal.cli import train as train
+from chordal.errors import ChordalError, InputError
+
+# Typer carries its own copy of click, so its errors are reached through what it exports.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+_EXAMPLES = """\b
+Examples:
+  chordal generate "reverse: Ana Ben Cleo Dan"
+  chordal compare --demo
+"""
+
+app = typer.Typer(
+    name="chordal",
+    help="Several tokens per forward pass, for autoregressive and diffusion language models.",
+    epilog=_EXAMPLES,
+    invoke_without_command=True,
+    add_completion=False,
+    # Rich help takes three times as long to draw.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={
+        "help_option_names": ["--help", "-h"],
+        # The ecosystem is split over --max-new-tokens and --max_new_tokens: take both.
+        "token_normalize_func": lambda name: name.replace("_", "-"),
+    },
+)
+app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
+app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
+app.command("list", epilog=listing.EXAMPLES)(listing.list_)
+app.command("train", epilog=train.EXAMPLES)(train.train)
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"chordal {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: What follows the program's name; None takes it from `sys.argv`.
+
+    Returns:
+        The exit code.
+    """
+    given = sys.argv[1:] if args is None else args
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character shows its number instead of failing.
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    try:
+        code = typer.main.get_command(app).main(args=given, prog_name="chordal", standalone_mode=False)
+        sys.stdout.flush()
+        return code or 0
+    except (InputError, _UsageError) as error:
+        _report(getattr(error, "format_message", error.__str__)())
+        names = [command.name for command in app.registered_commands]
+        command = f"chordal {given[0]}" if given and given[0] in names else "chordal"
+        print(f"Try: {command} --help", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has had enough; what is left in the buffer has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ChordalError as error:
+        _report(str(error))
+        return 1
+    except Exception as error:
+        _report(f"{type(error).__name__}: {error} (CHORDAL_DEBUG=1 shows where)")
+        return 1
+
+
+def _report(message: str) -> None:
+    if os.environ.get("CHORDAL_DEBUG"):
+        traceback.print_exc()
+    print("Error:", " ".join(message.split()), file=sys.stderr)

@@ -1,0 +1,259 @@
+"""`chordal compare`: several decoders on the same prompts, one table."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chordal import strict_json
+from chordal.cli import options
+from chordal.cli.console import make_console, progress
+from chordal.cli.prompts import open_prompts, read_prompts
+from chordal.errors import CheckpointError, InputError, PromptError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from chordal.bench.compare import Contender, Workload
+    from chordal.generation import Model
+
+EXAMPLES = """\b
+Examples:
+  chordal compare --demo
+  chordal compare --model tiny-mdm --decoders threshold --tasks copy,shuffle
+"""
+
+_DEFAULT_TASKS = "copy,shuffle,sudoku,latin,arithmetic,rename"
+_TASKS_A_TABLE = 6
+
+
+def compare(
+    model: options.Model = options.DEFAULT_MODEL,
+    decoders: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Decoders by commas, each with settings if wanted: threshold:threshold=0.7,feed=dual. "
+            "The model's plain decoder is always there; else all that fit.",
+        ),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Graded tasks or groups (lists, puzzles, arithmetic, edits) by commas.  "
+            f"[default: {_DEFAULT_TASKS}]",
+        ),
+    ] = None,
+    num_prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts of each task.")] = 8,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="JSONL", help="Ungraded prompts instead, as for chordal generate --file."),
+    ] = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Timed rounds; medians are shown.")] = 3,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts decoded at once.")] = 1,
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    min_p: options.MinP = 0.0,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
+    seed: options.Seed = 0,
+    stop: options.Stop = None,
+    ignore_eos: options.IgnoreEos = False,
+    raw: options.Raw = False,
+    draft: options.Draft = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    demo: Annotated[
+        bool,
+        typer.Option("--demo", help="A quick tour of the bundled models; other options but --json rest."),
+    ] = False,
+    json_: options.Json = False,
+) -> None:
+    """Compare decoders on the same prompts: accuracy, tokens per forward, speed."""
+    if demo:
+        _run_demo(json_)
+        return
+    if data is not None and tasks is not None:
+        raise InputError("--data and --tasks both say what to decode; give one.")
+    lineup = _parse_decoders(decoders) if decoders is not None else None
+    prompts = _read_data(data) if data is not None else None
+    from chordal.bench.compare import Workload, task_workloads
+    from chordal.generation import load
+
+    if data is not None and prompts is not None:
+        workloads = [Workload(data, prompts, max_new_tokens)]
+    else:
+        names = [name.strip() for name in (tasks or _DEFAULT_TASKS).split(",")]
+        workloads = task_workloads(names, num_prompts, seed=seed, max_new_tokens=max_new_tokens)
+    loaded = load(model, draft=draft, device=device, dtype=dtype, max_rows=batch_size)
+    report = _measure(
+        loaded,
+        workloads,
+        _all_that_fit(loaded) if lineup is None else lineup,
+        repeats=repeats,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop_strings=tuple(stop or ()),
+        ignore_eos=ignore_eos,
+        chat=False if raw else None,
+    )
+    if json_:
+        print(strict_json.dumps(report, indent=2))
+    else:
+        _print_report(report)
+
+
+def _run_demo(as_json: bool) -> None:
+    from chordal.bench.compare import task_workloads
+    from chordal.bench.demo import DEMO
+    from chordal.generation import load
+    from chordal.models.load import bundled_models
+
+    if missing := sorted({scene.model for scene in DEMO} - set(bundled_models())):
+        raise CheckpointError(
+            f"the demo needs the bundled models {' and '.join(missing)}, which this installation lacks. "
+            "Install chordal again, or train them: make models."
+        )
+    reports, console = [], make_console(sys.stdout)
+    for scene in DEMO:
+        report = _measure(
+            load(scene.model, max_rows=scene.batch_size),
+            task_workloads(scene.tasks, scene.num_prompts),
+            scene.contenders,
+            repeats=scene.repeats,
+        )
+        reports.append({"title": scene.title, **report, "note": scene.note})
+        if not as_json:
+            console.print(scene.title, style="bold")
+            console.print()
+            _print_report(report)
+            console.print(scene.note)
+            console.print()
+    if as_json:
+        print(strict_json.dumps(reports, indent=2))
+
+
+def _measure(
+    model: Model, workloads: Sequence[Workload], lineup: Sequence[Contender], *, repeats: int, **settings: Any
+) -> dict[str, Any]:
+    """Run the comparison under a progress bar and give it as plain values."""
+    from chordal.bench.compare import compare, describe_setup
+
+    with progress(None, "runs") as advance:
+        rows = compare(
+            model,
+            workloads,
+            lineup,
+            repeats=repeats,
+            on_run=lambda done, total, contender: advance(done, contender.label, total),
+            **settings,
+        )
+    return {
+        **describe_setup(model, repeats=repeats),
+        "prompts": {workload.name: len(workload.prompts) for workload in workloads},
+        "rows": [{"label": row.label, **dataclasses.asdict(row)} for row in rows],
+    }
+
+
+def _parse_decoders(text: str) -> list[Contender]:
+    """Read "a,b:x=1,y=2": an item with an equals sign but no colon is one more setting of the last."""
+    from chordal.bench.compare import Contender
+
+    groups: list[tuple[str, list[str]]] = []
+    for item in text.split(","):
+        name, colon, first = item.strip().partition(":")
+        if not colon and "=" in name and groups:
+            groups[-1][1].append(name)
+        elif name:
+            groups.append((name, [first] if colon else []))
+    if not groups:
+        raise InputError("--decoders needs at least one name; chordal list shows them.")
+    return [Contender(name, options.parse_settings(pairs)) for name, pairs in groups]
+
+
+def _all_that_fit(model: Model) -> list[Contender]:
+    from chordal.bench.compare import Contender
+    from chordal.registry import list_decoders
+
+    return [Contender(row["name"]) for row in list_decoders() if model.family.kind in row["needs"]]
+
+
+def _read_data(path: str) -> list[Any]:
+    with open_prompts(path) as file:
+        prompts = []
+        for line in read_prompts(file):
+            if line.error is not None:
+                raise PromptError(f"{path}, line {line.number}: {line.error}")
+            prompts.append(line.prompt)
+    if not prompts:
+        raise PromptError(f"{path} holds no prompts.")
+    return prompts
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    console = make_console(sys.stdout)
+    rows, names = report["rows"], list(report["rows"][0]["accuracies"])
+    console.print(_main_table(rows))
+    console.print()
+    if len(names) > 1:
+        for start in range(0, len(names), _TASKS_A_TABLE):
+            console.print(_accuracy_table(rows, names[start : start + _TASKS_A_TABLE]))
+            console.print()
+    num_prompts = sum(report["prompts"].values())
+    console.print(
+        f"{report['model']}, {num_prompts} prompts, {report['batch_size']} at once, {report['dtype']} on "
+        f"{report['device']}, threads: {report['threads']}, rounds: {report['repeats']}",
+        style="dim",
+    )
+
+
+def _main_table(rows: Sequence[dict[str, Any]]) -> Table:
+    columns: dict[str, Any] = {
+        "decoder": lambda row: row["label"],
+        "promise": lambda row: row["promise"],
+        "accuracy": lambda row: _percent(row["accuracy"]),
+        "same\ntext": lambda row: _percent(row["same_text"]),
+        "tokens/\nforward": lambda row: f"{row['tokens_per_forward']:.2f}",
+        "forwards": lambda row: f"{row['forwards']:,}",
+        "draft\nforwards": lambda row: f"{row['draft_forwards']:,}",
+        "tokens/s": lambda row: f"{row['tokens_per_s']:,.0f}",
+        "ratio": lambda row: f"{row['ratio']:.2f}x",
+    }
+    # Agreement with plain decoding stands in for accuracy where nobody can grade.
+    columns.pop("same\ntext" if rows[0]["accuracy"] is not None else "accuracy")
+    if not any(row["draft_forwards"] for row in rows):
+        columns.pop("draft\nforwards")
+    return _table(columns, rows)
+
+
+def _accuracy_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Table:
+    columns: dict[str, Any] = {"accuracy by task": lambda row: row["label"]}
+    for name in names:
+        columns[name] = lambda row, name=name: _percent(row["accuracies"][name])
+    return _table(columns, rows)
+
+
+def _table(columns: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for header in columns:
+        is_text = header in ("decoder", "promise", "accuracy by task")
+        table.add_column(header, justify="left" if is_text else "right")
+    for row in rows:
+        table.add_row(*(cell(row) for cell in columns.values()))
+    return table
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
