@@ -6,5 +6,5 @@ from chordal.training.loop import Recipe
 from chordal.training.recipes import tiny_ar, tiny_block, tiny_draft, tiny_mdm
 
 RECIPES: dict[str, Recipe] = {
-    module.RECIPE.name: module.RECIPE for module in (tiny_ar, tiny_mdm, tiny_block, tiny_draft)
+    module.RECIPE.name: module.RECIPE for module in (tiny_ar, tiny_block, tiny_mdm, tiny_draft)
 }

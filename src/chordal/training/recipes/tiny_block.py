@@ -8,8 +8,8 @@ from chordal.training.data import LONG
 from chordal.training.loop import Recipe, Stage
 from chordal.training.objectives import block_loss
 from chordal.training.recipes.tiny_ar import BACKBONE
-from chordal.training.recipes.tiny_mdm import MASK_ID
 
+MASK_ID = 1
 BLOCK_LENGTH = 8
 
 RECIPE = Recipe(

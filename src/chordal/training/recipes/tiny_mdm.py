@@ -1,30 +1,37 @@
-"""tiny-mdm: a full-attention masked-diffusion model, trained from scratch as LLaDA was."""
+"""tiny-mdm: a full-attention masked-diffusion model, converted from tiny-block.
+
+Departs from LLaDA, which trains from scratch: tiny-block, itself converted from a causal model, only
+has to learn to look ahead, as Dream's conversion of a causal model does (arXiv 2508.15487). From
+scratch, four times the steps left arithmetic at half the accuracy.
+"""
 
 from __future__ import annotations
 
 from functools import partial
 
-from chordal.training.data import EVEN, HARD, LONG
+from chordal.training.data import HARD
 from chordal.training.loop import Recipe, Stage
 from chordal.training.objectives import masked_loss
 from chordal.training.recipes.tiny_ar import BACKBONE
+from chordal.training.recipes.tiny_block import MASK_ID
 
-MASK_ID = 1
-
-# Slack of a batch, one drawn in turn: most are nearly tight.
-TIGHT = (2,) * 12 + (8,) * 5 + (48,) * 3
+# A canvas may be this much longer than its answer. A model that only saw tight ones takes the length
+# of the canvas for that of the answer.
+MAX_SLACK = 56
 
 RECIPE = Recipe(
     name="tiny-mdm",
-    summary="masked diffusion, full attention, 6 layers of 192",
+    summary="masked diffusion, full attention, converted from tiny-block",
     family={"family": "masked", "mask_token_id": MASK_ID},
-    # Lists and puzzles first, on tight canvases; then longer answers; then any canvas up to 56 wider.
     stages=(
-        Stage(mixture=EVEN, objective=partial(masked_loss, mask_id=MASK_ID, slacks=TIGHT)),
-        Stage(start=1600, mixture=LONG, objective=partial(masked_loss, mask_id=MASK_ID, slacks=TIGHT)),
-        Stage(start=2800, mixture=HARD, objective=partial(masked_loss, mask_id=MASK_ID, slacks=range(57))),
+        Stage(
+            mixture=HARD,
+            objective=partial(masked_loss, mask_id=MASK_ID, slacks=range(MAX_SLACK + 1)),
+        ),
     ),
     backbone=BACKBONE,
-    num_steps=4800,
-    slack=56,
+    num_steps=1200,
+    learning_rate=2e-3,
+    init_from="tiny-block",
+    slack=MAX_SLACK,
 )
