@@ -19,7 +19,7 @@ import numpy as np
 from chordal.decoders.decoder import Decoder, Decoding
 from chordal.errors import DecodingError, InputError
 from chordal.forward import Forward, Reading
-from chordal.models.language_model import LanguageModel
+from chordal.models.runner import Runner
 from chordal.sequence import Sequence
 from chordal.stats import TARGET
 
@@ -55,8 +55,8 @@ class Engine:
         passes: Forward passes run so far, by model.
     """
 
-    def __init__(self, models: LanguageModel | Mapping[str, LanguageModel]) -> None:
-        self.models = dict(models) if isinstance(models, Mapping) else {TARGET: models}
+    def __init__(self, models: Runner | Mapping[str, Runner]) -> None:
+        self.models: dict[str, Runner] = dict(models) if isinstance(models, Mapping) else {TARGET: models}
         if TARGET not in self.models:
             raise InputError(
                 f'an engine needs a model named "target"; got {", ".join(self.models) or "none"}.'
@@ -68,7 +68,7 @@ class Engine:
         self._waiting: deque[_Run] = deque()
 
     @property
-    def target(self) -> LanguageModel:
+    def target(self) -> Runner:
         """The model whose text is decoded."""
         return self.models[TARGET]
 
@@ -116,7 +116,8 @@ class Engine:
             self._count(run)
             given = tuple(run.readings or ())
             run.readings = None
-            self._resume(run, given[0] if run.is_single else given)
+            if not run.seq.done:  # or it may have no readings, because its request could not run
+                self._resume(run, given[0] if run.is_single else given)
         self._drop_done()
 
     def run(self) -> None:
@@ -129,12 +130,12 @@ class Engine:
         seq.finish("cancelled")
         self._drop_done()
 
-    def _run_group(self, name: str, model: LanguageModel, group: Seq[tuple[int, int, Forward]]) -> None:
+    def _run_group(self, name: str, model: Runner, group: Seq[tuple[int, int, Forward]]) -> None:
         """Run one forward pass and hand out its readings; a request that cannot run ends its sequence."""
         started = time.perf_counter()
         try:
             readings = model.run([(row, forward) for row, _, forward in group])
-        except InputError as error:
+        except Exception as error:  # one request asked for what cannot be: find out which
             if len(group) == 1:
                 self._live[group[0][0]].seq.finish("error", error)
                 return
@@ -200,11 +201,13 @@ class Engine:
         self._waiting = deque(run for run in self._waiting if not self._close_if_done(run))
         for row in range(len(self._live) - 1, -1, -1):
             if self._close_if_done(self._live[row]):
+                # What ended in the middle may have cached what no reading has shown to be finite.
+                clear = self._live[row].seq.finish_reason in ("cancelled", "error")
                 last = self._live.pop()
                 for model in self.models.values():
                     if row < len(self._live):
                         model.move_row(len(self._live), row)
-                    model.free_row(len(self._live))
+                    model.free_row(len(self._live), clear=clear)
                 if row < len(self._live):
                     self._live[row] = last
 

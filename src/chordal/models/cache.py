@@ -67,6 +67,8 @@ class SlotCache(Cache):
     @torch.inference_mode()
     def move_row(self, source: int, target: int) -> None:
         """Copy one row over another, when the last live sequence takes a freed place."""
+        if source >= self.rows_held:  # nothing was ever written to it
+            return self.clear_row(target)
         for layer in self.slot_layers:
             if layer.is_initialized:
                 layer.keys[target] = layer.keys[source]
@@ -76,7 +78,7 @@ class SlotCache(Cache):
     def clear_row(self, row: int) -> None:
         """Forget what a row holds for good, so that not even a non-finite value outlives its sequence."""
         for layer in self.slot_layers:
-            if layer.is_initialized:
+            if layer.is_initialized and row < self.rows_held:
                 layer.keys[row] = 0
                 layer.values[row] = 0
 

@@ -54,17 +54,24 @@ def family_of(config: Any, eos_ids: tuple[int, ...]) -> Family:
     facts = getattr(config, "chordal", None)
     if facts is None:
         return Family(eos_ids=eos_ids)
-    kind, mask_id = facts.get("family"), facts.get("mask_token_id")
+    if not isinstance(facts, dict):
+        raise CheckpointError(f"config.json: chordal must be an object; got {facts!r}.")
+    kind: Any = facts.get("family")
+    mask_id, block_length = facts.get("mask_token_id"), facts.get("block_length")
     if kind not in get_args(Kind):
         raise CheckpointError(f"config.json: chordal.family must be one of {get_args(Kind)}; got {kind!r}.")
     if kind != "causal" and mask_id is None:
         raise CheckpointError(f"config.json: a {kind} model needs chordal.mask_token_id; it is missing.")
-    if kind == "block" and not facts.get("block_length"):
-        raise CheckpointError("config.json: a block model needs chordal.block_length; it is missing.")
-    return Family(
-        kind=kind,
-        mask_id=mask_id,
-        shift=facts.get("shift", 1 if kind == "causal" else 0),
-        block_length=facts.get("block_length"),
-        eos_ids=eos_ids,
-    )
+    last_id = config.get_text_config().vocab_size - 1
+    if mask_id is not None and mask_id not in range(last_id + 1):
+        raise CheckpointError(
+            f"config.json: chordal.mask_token_id must be from 0 to {last_id}; got {mask_id!r}."
+        )
+    if kind == "block" and not (isinstance(block_length, int) and block_length > 0):
+        raise CheckpointError(
+            f"config.json: a block model needs chordal.block_length of at least 1; got {block_length!r}."
+        )
+    shift = facts.get("shift", 1 if kind == "causal" else 0)
+    if shift not in (0, 1):
+        raise CheckpointError(f"config.json: chordal.shift must be 0 or 1; got {shift!r}.")
+    return Family(kind=kind, mask_id=mask_id, shift=shift, block_length=block_length, eos_ids=eos_ids)

@@ -20,8 +20,7 @@ from chordal.models.cache import SlotCache
 from chordal.models.family import Family
 from chordal.models.kernels import speed_up
 from chordal.models.reading import LogitsRead, read_logits
-
-Request = tuple[int, Forward]  # row of the sequence, what it asks for
+from chordal.models.runner import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,8 @@ class LanguageModel:
         config = model.config.get_text_config()
         self.window: int = config.max_position_embeddings
         self.vocab_size: int = config.vocab_size
-        self.device = model.device
+        self.device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
         self.max_rows = max_rows
         # Read-only requests need slots behind a full window; one tuple of them may be twice as wide.
         self.cache = SlotCache(config.num_hidden_layers, max_rows, 3 * self.window)
@@ -79,12 +79,16 @@ class LanguageModel:
         """
         first_row = min(row for row, _ in requests)
         width_B = [0] * (max(row for row, _ in requests) - first_row + 1)
+        used = {row: self._used[row] for row, _ in requests}
+        for row, forward in requests:
+            if forward.slots is not None:
+                used[row] = max(used[row], int(forward.slots.max()) + 1)
         placed = []
         for row, forward in requests:
             at = width_B[row - first_row]
             slots = forward.slots
             if slots is None:
-                slots = np.arange(self._used[row] + at, self._used[row] + at + len(forward.tokens))
+                slots = np.arange(used[row] + at, used[row] + at + len(forward.tokens))
             placed.append(_Placed(row - first_row, at, forward, slots, _visible(forward, slots)))
             width_B[row - first_row] += len(forward.tokens)
 
@@ -100,9 +104,8 @@ class LanguageModel:
         if span > self.cache.max_slots:
             raise InputError(f"a sequence needs {span} cache slots; {self.name} has {self.cache.max_slots}.")
         self.cache.reserve(first_row + len(width_B), span)
-        for p in placed:
-            if p.forward.slots is not None:
-                self._used[first_row + p.row] = max(self._used[first_row + p.row], int(p.slots.max()) + 1)
+        for row, end in used.items():
+            self._used[row] = end
         packed_5BT[2][packed_5BT[2] < 0] = self.cache.trash
         tokens_BT, positions_BT, slots_BT, start_BT, end_BT = torch.from_numpy(packed_5BT).to(self.device)
 

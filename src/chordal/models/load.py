@@ -5,9 +5,13 @@ from __future__ import annotations
 import difflib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from chordal.errors import CheckpointError, InputError
 
@@ -44,12 +48,19 @@ def find_checkpoint(name_or_path: str | os.PathLike[str]) -> Path:
                 f"Bundled: {', '.join(bundled_models())}."
             )
     _read_json(path / "config.json")
-    if not any(path.glob("*.safetensors")):
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
         pickles = [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern)]
         hint = (
             f" {pickles[0]} is a pickle, which could run code; convert it to safetensors." if pickles else ""
         )
         raise CheckpointError(f"{path} holds no .safetensors weights.{hint}")
+    for file in weights:
+        try:
+            with safe_open(file, "numpy"):
+                pass  # the header names every tensor and says where the file must end
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file} cannot be read: {error}") from None
     return path
 
 
@@ -87,29 +98,29 @@ def load_model(
     place = _device(torch, device)
     chosen = _dtype(torch, dtype)
     auto: Any = transformers.AutoModelForCausalLM  # its types do not know output_loading_info
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+    # Without trust in remote code, nothing a checkpoint brings along is imported, nor asked about.
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    with _quiet(transformers.utils.logging):
+        with _reading(f"{path / 'config.json'}"):
+            config = transformers.AutoConfig.from_pretrained(path, **local)
         if type(config) not in auto._model_mapping:
             raise CheckpointError(
                 f"{path}: {type(config).__name__} has no causal language model in transformers."
             )
         _refuse_unsupported(config.get_text_config(), path)
-        model, report = auto.from_pretrained(
-            path,
-            config=config,
-            dtype=chosen or "auto",
-            local_files_only=True,
-            use_safetensors=True,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except CheckpointError:
-        raise
-    except Exception as error:  # transformers, safetensors and json each have their own
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} cannot be loaded: {first_line}") from error
+        with _reading(f"the weights of {path}"):
+            model, report = auto.from_pretrained(
+                path,
+                config=config,
+                dtype=chosen or "auto",
+                use_safetensors=True,
+                attn_implementation="sdpa",
+                ignore_mismatched_sizes=True,  # reported below, by name
+                output_loading_info=True,
+                **local,
+            )
+        with _reading(f"the tokenizer of {path}"):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, **local)
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(problem):
             names = ", ".join(sorted(map(str, report[problem]))[:3])
@@ -119,6 +130,30 @@ def load_model(
         model = model.float()
     family = family_of(config, _eos_ids(model, tokenizer))
     return LanguageModel(model.to(place), family, tokenizer, name=path.name, max_rows=max_rows)
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Keep transformers' progress bars and tables off the terminal; an error says it in one line."""
+    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bar:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Turn whatever goes wrong in transformers, safetensors or json into one line."""
+    try:
+        yield
+    except Exception as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{what} cannot be loaded: {first_line}") from error
 
 
 def _read_json(path: Path) -> Any:

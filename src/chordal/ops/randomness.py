@@ -30,7 +30,7 @@ def uniforms(seed: int, purpose: Purpose, positions: npt.ArrayLike, draw: int = 
     """
     key = _mix(np.array([seed & (2**64 - 1)], np.uint64))
     key = _mix(key ^ np.uint64(zlib.crc32(purpose.encode())))
-    key = _mix(key + np.uint64(draw) * _GOLDEN)
+    key = _mix(key + np.array([draw], np.uint64) * _GOLDEN)  # an array: scalars warn of overflow
     bits = _mix(key ^ _mix(np.asarray(positions, np.uint64)))
     # The top 53 bits fill a float64's mantissa, so 1.0 cannot occur.
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

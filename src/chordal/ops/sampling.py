@@ -84,7 +84,8 @@ def transform(logits_NV: Tensor, laws: Sequence[Law]) -> Tensor:
     if not any(law.truncates or law.temperature not in (0.0, 1.0) for law in laws):
         return logits_NV
     new = logits_NV.new_tensor
-    z_NV = logits_NV / new([law.temperature or 1.0 for law in laws])[:, None]
+    # Divided by less, logits could overflow; the most likely token is certain long before.
+    z_NV = logits_NV / new([max(law.temperature, 1e-30) if law.temperature else 1.0 for law in laws])[:, None]
     if not any(law.truncates for law in laws):
         return z_NV
 
@@ -96,7 +97,9 @@ def transform(logits_NV: Tensor, laws: Sequence[Law]) -> Tensor:
     probs_NV = sorted_NV.softmax(1)
     # A token stays while the probability before it has not reached top_p: the first always does.
     before_NV = probs_NV.cumsum(1) - probs_NV
-    sorted_NV = sorted_NV.masked_fill(before_NV >= new([law.top_p for law in laws])[:, None], float("-inf"))
+    # The sum may round up to 1 early, which must not cut where nothing was asked for.
+    top_p_N1 = new([law.top_p if law.top_p < 1 else float("inf") for law in laws])[:, None]
+    sorted_NV = sorted_NV.masked_fill(before_NV >= top_p_N1, float("-inf"))
     # Relative to the most likely token, so renormalizing after top-p would change nothing.
     floor_N1 = probs_NV[:, :1] * new([law.min_p for law in laws])[:, None]
     sorted_NV = sorted_NV.masked_fill(probs_NV < floor_N1, float("-inf"))
@@ -118,7 +121,8 @@ def draw(logits_NV: Tensor, uniforms_N: Tensor) -> Tensor:
     total_N = cumulative_NV[:, -1]
     at_N = torch.minimum(uniforms_N * total_N, torch.nextafter(total_N, torch.zeros_like(total_N)))
     drawn_N1: Tensor = torch.searchsorted(cumulative_NV, at_N[:, None], right=True)
-    return drawn_N1[:, 0]
+    # A row that is not finite is beyond every token; it must not fail the rows beside it.
+    return drawn_N1[:, 0].clamp(max=logits_NV.shape[1] - 1)
 
 
 def entropy(probs_NV: Tensor) -> Tensor:
