@@ -1,0 +1,445 @@
+"""What every decoder must keep to, whatever it is: checks that run on any of them by name.
+
+Each check takes a `Subject` and raises AssertionError with what was wrong. They run on seeded
+transformers models in float64, where equal means token for token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from chordal.decoders.autoregressive import Autoregressive
+from chordal.decoders.decoder import Decoder, Decoding
+from chordal.engine import Engine
+from chordal.errors import DecodingError, UnknownNameError
+from chordal.forward import Causal, Forward, Ints
+from chordal.generation import Model
+from chordal.models.family import Kind
+from chordal.models.language_model import LanguageModel
+from chordal.models.runner import Runner
+from chordal.ops.sampling import Law
+from chordal.registry import decoder_class, decoder_names, make_config, make_decoder
+from chordal.sequence import Event, Listener, Sequence, StopRules
+from chordal.stats import TARGET
+from chordal.testing.laws import chi_square, sample_joint
+from chordal.testing.tiny import TINY_POISON, Alphabet, CountingModel, random_prompt, tiny_model
+from chordal.testing.toys import TableModel
+
+LENGTH = 12
+"""New tokens of most checks; no check asks for more than 16."""
+
+_SAMPLED = Law(temperature=1.0)
+_LAWS = (
+    Law(),
+    _SAMPLED,
+    Law(temperature=0.7, top_k=6, min_p=0.05),
+    Law(temperature=1.3, top_p=0.8, repetition_penalty=1.4),
+)
+_KINDS: tuple[tuple[Kind, int], ...] = (
+    ("causal", 1),
+    ("masked", 0),
+    ("masked", 1),
+    ("block", 0),
+    ("block", 1),
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A decoder and the kind of model it is checked on.
+
+    Attributes:
+        decoder: The decoder with its config.
+        kind: Of the model.
+        shift: Of the model.
+    """
+
+    decoder: Decoder
+    kind: Kind
+    shift: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}-shift{self.shift}"
+
+    @property
+    def model(self) -> LanguageModel:
+        """The target; every subject of its kind shares it, so a row must leave nothing behind."""
+        return _model(self.kind, self.shift)
+
+    def engine(self, target: Runner | None = None) -> Engine:
+        """Make an engine with a target and a draft model."""
+        return Engine({TARGET: target or self.model, "draft": _model("causal", 1, seed=1)})
+
+    def sequence(
+        self,
+        prompt: Ints,
+        *,
+        law: Law = Law(),  # noqa: B008  it is frozen
+        seed: int = 0,
+        max_new_tokens: int = LENGTH,
+        eos_ids: tuple[int, ...] = (),
+        stop_strings: tuple[str, ...] = (),
+        listeners: tuple[Listener, ...] = (),
+    ) -> Sequence:
+        """Make a sequence for the target."""
+        return Sequence(
+            prompt=prompt,
+            family=self.model.family,
+            stop=StopRules(max_new_tokens=max_new_tokens, eos_ids=eos_ids, stop_strings=stop_strings),
+            law=law,
+            seed=seed,
+            detokenize=Alphabet().decode,
+            listeners=list(listeners),
+        )
+
+    def decode(self, *seqs: Sequence, engine: Engine | None = None) -> tuple[Sequence, ...]:
+        """Decode sequences together and give them back; an error of any is raised."""
+        engine = engine or self.engine()
+        for seq in seqs:
+            engine.submit(self.decoder, seq)
+        engine.run()
+        for seq in seqs:
+            if seq.error is not None:
+                raise seq.error
+        return seqs
+
+
+Check: TypeAlias = Callable[[Subject], None]
+
+
+def subjects(decoder: str, settings: Mapping[str, Any] | None = None) -> list[Subject]:
+    """List what a decoder is checked on: each kind of model it needs, with and without shifted logits."""
+    made = make_decoder(decoder, settings)
+    return [Subject(made, kind, shift) for kind, shift in _KINDS if kind in made.needs]
+
+
+def conformance(decoder: str, settings: Mapping[str, Any] | None = None) -> None:
+    """Run every check on a decoder.
+
+    Args:
+        decoder: Its name; a plug-in must be registered.
+        settings: Of its config; they must be possible for results of 1 to 16 tokens.
+
+    Raises:
+        AssertionError: A check failed.
+    """
+    for subject in subjects(decoder, settings):
+        for check in CHECKS:
+            check(subject)
+
+
+def prompt_is_untouched_and_the_limit_is_kept(subject: Subject) -> None:
+    """Without a stop the result has exactly the length asked for, and holds no mask token."""
+    for law in _LAWS[::3]:
+        seqs = [
+            subject.sequence(random_prompt(num_prompt), law=law, max_new_tokens=length)
+            for num_prompt, length in ((1, 1), (3, 2), (4, 5), (6, 16))
+        ]
+        for seq in subject.decode(*seqs):
+            _same(seq.tokens[: seq.num_prompt], random_prompt(seq.num_prompt), "the prompt")
+            _same(len(seq.output), seq.stop.max_new_tokens, "the number of tokens")
+            _same(seq.stats.committed_tokens, len(seq.output), "committed_tokens")
+            _same((seq.finish_reason, seq.stop_reason), ("length", None), "finish and stop reason")
+            assert seq.family.mask_id not in seq.output, f"the result has the mask token: {seq.output}"
+
+
+def a_stop_token_ends_the_text_wherever_it_falls(subject: Subject) -> None:
+    """A stop token inside a committed span cuts what is behind it, and that is not counted."""
+    prompt = random_prompt(5)
+    for law in _LAWS[:2]:
+        [whole] = subject.decode(subject.sequence(prompt, law=law))
+        firsts = [list(whole.output).index(token) for token in dict.fromkeys(whole.output.tolist())]
+        ended = subject.decode(
+            *(subject.sequence(prompt, law=law, eos_ids=(int(whole.output[at]),)) for at in firsts)
+        )
+        for at, seq in zip(firsts, ended, strict=True):
+            _same(seq.output, whole.output[: at + 1], f"the result that stops after {at + 1} tokens")
+            _same((seq.finish_reason, seq.stop_reason), ("stop", whole.output[at]), "finish and stop reason")
+            _same(seq.stats.committed_tokens, at + 1, "committed_tokens")
+            _same(seq.text, Alphabet().decode(whole.output[:at]), "the text")
+            assert seq.stats.accepted_tokens <= at + 1, (
+                f"{seq.stats.accepted_tokens} draft tokens count as kept in a result of {at + 1} tokens"
+            )
+
+
+def a_stop_string_ends_the_text_wherever_it_falls(subject: Subject) -> None:
+    """The text is cut before the first stop string, the tokens behind the one that completes it."""
+    prompt = random_prompt(5)
+    [whole] = subject.decode(subject.sequence(prompt))
+    strings = list(dict.fromkeys(whole.text[at : at + 2] for at in range(len(whole.text) - 1)))
+    ended = subject.decode(*(subject.sequence(prompt, stop_strings=("!", string)) for string in strings))
+    for string, seq in zip(strings, ended, strict=True):
+        num = next(n for n in range(len(whole.output) + 1) if string in Alphabet().decode(whole.output[:n]))
+        _same(seq.output, whole.output[:num], f"the result that stops at {string!r}")
+        _same(seq.text, whole.text[: whole.text.index(string)], "the text")
+        _same((seq.finish_reason, seq.stop_reason), ("stop", string), "finish and stop reason")
+        _same(seq.stats.committed_tokens, num, "committed_tokens")
+
+
+def stop_tokens_can_be_ignored(subject: Subject) -> None:
+    """The model's own stop tokens end the text, and with ignore_eos they do not."""
+    [whole] = subject.decode(subject.sequence(random_prompt(5)))
+    stopping = CountingModel(subject.model)
+    eos = int(whole.output[LENGTH // 2])
+    stopping.family = dataclasses.replace(subject.model.family, eos_ids=(eos,))
+    model, prompt = Model(subject.engine(stopping)), random_prompt(5).tolist()
+    for ignore_eos in (False, True):
+        [result] = model.generate(
+            prompt, decoder=subject.decoder, max_new_tokens=LENGTH, ignore_eos=ignore_eos
+        )
+        if eos in result.tokens and not ignore_eos:
+            _same(result.tokens.index(eos), len(result.tokens) - 1, "the place of the stop token")
+            _same(result.finish_reason, "stop", "the finish reason")
+        else:
+            _same((len(result.tokens), result.finish_reason), (LENGTH, "length"), "length and finish reason")
+
+
+def the_seed_decides_the_output(subject: Subject) -> None:
+    """Same seed, same output; another seed, another output."""
+    prompt = random_prompt(5)
+    seqs = subject.decode(*(subject.sequence(prompt, law=_SAMPLED, seed=seed) for seed in (7, 7, 8, 9, 10)))
+    first, again, *others = (seq.output.tolist() for seq in seqs)
+    _same(again, first, "the output under the same seed")
+    assert all(other != first for other in others), f"other seeds give the same output {first}"
+
+
+def alone_equals_in_a_batch(subject: Subject) -> None:
+    """Who else runs, with which decoder, law and length and since when, changes nothing."""
+    names = [name for name in decoder_names() if subject.kind in decoder_class(name).needs]
+    decoders = [
+        subject.decoder if at % 2 == 0 else make_decoder(names[at // 2 % len(names)]) for at in range(8)
+    ]
+
+    def sequences() -> list[Sequence]:
+        return [
+            subject.sequence(
+                random_prompt(1 + 5 * at % 9, seed=at),
+                law=_LAWS[at // 2 % 4],
+                seed=at,
+                max_new_tokens=5 + 3 * at % 8,
+            )
+            for at in range(8)
+        ]
+
+    alone = sequences()
+    for decoder, seq in zip(decoders, alone, strict=True):
+        engine = subject.engine()
+        engine.submit(decoder, seq)
+        engine.run()
+    together, engine = sequences(), subject.engine()
+    arrivals, tick = [0, 0, 0, 1, 1, 3, 4, 6], 0
+    while tick <= max(arrivals) or engine.has_work:
+        for at in range(8):
+            if arrivals[at] == tick:
+                engine.submit(decoders[at], together[at])
+        engine.step()
+        tick += 1
+    for seq, want in zip(together, alone, strict=True):
+        _same(repr(seq.error), repr(want.error), "the error")
+        _same(seq.output, want.output, "the output in a batch")
+        _same(seq.committed_at, want.committed_at, "the forward that committed each position in a batch")
+        _same(seq.stats.forwards, want.stats.forwards, "the forwards in a batch")
+
+
+def the_steps_add_up_to_the_result(subject: Subject) -> None:
+    """The commits together are the output, each position once and with the forward it came from."""
+    for law in _LAWS[::3]:
+        events: list[Event] = []
+        listener: Listener = lambda _, event, events=events: events.append(event)  # type: ignore[misc]  # noqa: E731
+        [seq] = subject.decode(subject.sequence(random_prompt(6), law=law, listeners=(listener,)))
+        commits = [event for event in events if event.kind == "commit"]
+        positions = np.concatenate([event.positions for event in commits])
+        tokens = np.concatenate([event.tokens for event in commits])
+        _same(len(set(positions.tolist())), len(positions), "the number of positions that were committed")
+        inside = positions < seq.limit
+        order = np.argsort(positions[inside])
+        _same(tokens[inside][order], seq.output, "what the commits add up to")
+        _same(positions[inside][order], np.arange(seq.num_prompt, seq.limit), "the committed positions")
+        forwards = [event.forward for event in commits]
+        _same(forwards, sorted(forwards), "the order of the commits")
+        assert 1 <= forwards[0] <= forwards[-1] <= seq.stats.forwards[TARGET], (
+            f"commits of forwards {forwards}"
+        )
+        for event in commits:
+            _same(set(seq.committed_at[event.positions]) - {event.forward}, set(), "committed_at")
+
+
+def the_counters_equal_what_the_model_saw(subject: Subject) -> None:
+    """Forwards, prefills, rows and fed positions are those of a model that counts for itself."""
+    counting = CountingModel(subject.model)
+    engine = subject.engine(counting)
+    [seq] = subject.decode(subject.sequence(random_prompt(9)), engine=engine)
+    prefills = [
+        call
+        for call in counting.calls
+        if all(ask.read is None and ask.positions.max() < seq.num_prompt for _, ask in call)
+    ]
+    _same(seq.stats.prefills, len(prefills), "prefills")
+    _same(seq.stats.forwards[TARGET], len(counting.calls) - len(prefills), "forwards")
+    _same(seq.stats.rows, sum(map(len, counting.calls)) - sum(map(len, prefills)), "rows")
+    _same(seq.stats.positions_fed[TARGET], _fed(counting), "positions_fed")
+    _same(engine.passes[TARGET], len(counting.calls), "the engine's passes")
+
+    counting.calls.clear()
+    seqs = subject.decode(
+        *(subject.sequence(random_prompt(9, seed), max_new_tokens=4 + seed) for seed in range(5)),
+        engine=subject.engine(counting),
+    )
+    _same(sum(seq.stats.positions_fed[TARGET] for seq in seqs), _fed(counting), "positions_fed of a batch")
+
+
+def closing_early_frees_the_rows(subject: Subject) -> None:
+    """A stream that is closed and a sequence that is cancelled leave nothing behind."""
+    [want] = subject.decode(subject.sequence(random_prompt(5), law=_SAMPLED, seed=3))
+    [other] = subject.decode(subject.sequence(random_prompt(7)))
+    model = Model(subject.engine())
+    settings: dict[str, Any] = {
+        "decoder": subject.decoder,
+        "max_new_tokens": LENGTH,
+        "temperature": 1.0,
+        "seed": 3,
+        "ignore_eos": True,
+    }
+    stream: Any = model.stream(random_prompt(5).tolist(), **settings)
+    next(stream)
+    stream.close()
+    _same((model.engine.num_live, model.engine.has_work), (0, False), "live rows and work after closing")
+    [result] = model.generate([random_prompt(5).tolist()], **settings)
+    _same(result.tokens, want.output.tolist(), "the next result")
+
+    engine, cancelled, kept = (
+        model.engine,
+        subject.sequence(random_prompt(9)),
+        subject.sequence(random_prompt(7)),
+    )
+    for seq in (cancelled, kept):
+        engine.submit(subject.decoder, seq)
+    engine.step()
+    is_early = not cancelled.done
+    engine.cancel(cancelled)
+    _same(engine.num_live, int(not kept.done), "live rows after cancelling")
+    _same(cancelled.finish_reason == "cancelled", is_early, "whether the finish reason is cancelled")
+    engine.run()
+    _same(kept.output, other.output, "the output beside a cancelled sequence")
+
+
+def an_error_ends_its_own_sequence_only(subject: Subject) -> None:
+    """A decoder that raises, and a prompt that gives NaN, end themselves; the row's next user is right."""
+    poison = np.array([1, TINY_POISON, 2, 3, 4, 5])
+    for law in _LAWS[:2]:
+        prompts = [random_prompt(length) for length in (4, 6, 8)]
+        want = subject.decode(*(subject.sequence(prompt, law=law) for prompt in prompts))
+        first, last, after = (subject.sequence(prompt, law=law) for prompt in prompts)
+        raising, poisoned = subject.sequence(prompts[0], law=law), subject.sequence(poison, law=law)
+        engine = subject.engine()
+        engine.submit(subject.decoder, first)
+        engine.submit(_Raises(), raising)
+        engine.submit(subject.decoder, poisoned)
+        engine.submit(subject.decoder, last)
+        while not (raising.done and poisoned.done):
+            engine.step()
+        engine.submit(subject.decoder, after)
+        engine.run()
+        assert isinstance(raising.error, _RaisedError), f"the raising sequence ended with {raising.error!r}"
+        assert isinstance(poisoned.error, DecodingError), f"the NaN sequence ended with {poisoned.error!r}"
+        _same((raising.finish_reason, poisoned.finish_reason), ("error", "error"), "the finish reasons")
+        _same(len(poisoned.output), 0, "the number of tokens from NaN logits")
+        for seq, other in zip((first, last, after), want, strict=True):
+            _same(seq.error, None, "the error of a neighbour")
+            _same(seq.output, other.output, "the output of a neighbour")
+
+
+def the_config_survives_a_round_trip(subject: Subject) -> None:
+    """Settings go through JSON unchanged, cannot be edited, and unknown ones are refused."""
+    config = subject.decoder.config
+    settings = dataclasses.asdict(config)
+    _same(make_config(type(config), json.loads(json.dumps(settings))), config, "the config")
+    _refuses(UnknownNameError, lambda: make_config(type(config), {"no_such_setting": 1}))
+    _refuses(dataclasses.FrozenInstanceError, lambda: setattr(config, next(iter(settings), "any"), None))
+
+
+def an_exact_decoder_gives_what_plain_decoding_gives(subject: Subject) -> None:
+    """Greedy token for token; sampled in law, by 1,000 runs of two tokens that fail once in a million."""
+    if subject.decoder.promise != "exact":
+        return
+    plain = Subject(Autoregressive(), subject.kind, subject.shift)
+    for penalty in (1.0, 1.5):
+        law = Law(repetition_penalty=penalty)
+        prompts = [np.resize(random_prompt(3, seed), 9) for seed in range(4)]
+        got = subject.decode(*(subject.sequence(prompt, law=law, max_new_tokens=16) for prompt in prompts))
+        want = plain.decode(*(plain.sequence(prompt, law=law, max_new_tokens=16) for prompt in prompts))
+        for one, other in zip(got, want, strict=True):
+            _same(one.output, other.output, "the greedy output")
+    table, prompt = TableModel(), np.array([0, 1, 0, 1, 0])
+    counts = sample_joint(subject.decoder, table, prompt, length=2, runs=1000, law=_SAMPLED)
+    chance = chi_square(counts, table.joint(prompt, 2))
+    assert chance > 1e-6, f"sampled output this far from the model's law has probability {chance:.1e}"
+
+
+CHECKS: tuple[Check, ...] = (
+    prompt_is_untouched_and_the_limit_is_kept,
+    a_stop_token_ends_the_text_wherever_it_falls,
+    a_stop_string_ends_the_text_wherever_it_falls,
+    stop_tokens_can_be_ignored,
+    the_seed_decides_the_output,
+    alone_equals_in_a_batch,
+    the_steps_add_up_to_the_result,
+    the_counters_equal_what_the_model_saw,
+    closing_early_frees_the_rows,
+    an_error_ends_its_own_sequence_only,
+    the_config_survives_a_round_trip,
+    an_exact_decoder_gives_what_plain_decoding_gives,
+)
+
+
+class _RaisedError(Exception):
+    pass
+
+
+class _Raises(Decoder):
+    """Raises after one forward pass."""
+
+    name = "raises"
+    family = "autoregressive"
+    promise = "exact"
+    needs = ("causal", "masked", "block")
+    paper = "-"
+
+    @dataclass(frozen=True)
+    class Config:
+        pass
+
+    def decode(self, seq: Sequence) -> Decoding:
+        positions = np.arange(seq.num_prompt)
+        last, following = positions[-1:], positions[-1:] + 1
+        yield Forward(seq.prompt, positions, Causal(), seq.sample(last, following), slots=positions)
+        raise _RaisedError
+
+
+@cache
+def _model(kind: Kind, shift: int, seed: int = 0) -> LanguageModel:
+    # Fewer rows than the largest batch, so that sequences wait and take over rows.
+    return tiny_model(kind, shift=shift, seed=seed, max_rows=6)
+
+
+def _fed(counting: CountingModel) -> int:
+    return sum(len(ask.tokens) for call in counting.calls for _, ask in call)
+
+
+def _same(got: Any, want: Any, what: str) -> None:
+    assert np.array_equal(got, want), f"{what} must be {want}; got {got}"
+
+
+def _refuses(error: type[Exception], call: Callable[[], Any]) -> None:
+    try:
+        call()
+    except error:
+        return
+    raise AssertionError(f"{error.__name__} must be raised; nothing was")

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from chordal.models.cache import SlotCache
+
+HEADS, SIZE, LAYERS = 2, 4, 2
+
+
+def make_cache(max_rows=8, max_slots=1000):
+    return SlotCache(LAYERS, max_rows, max_slots)
+
+
+def write(cache, slots, *, first_row=0, span=None, seed=0):
+    """Feed random keys and values to every layer; give what was fed and what attention gets."""
+    slots = torch.tensor(slots)
+    cache.reserve(first_row + len(slots), int(slots.max()) + 1)
+    cache.aim(first_row, slots, int(slots.max()) + 1 if span is None else span)
+    generator = torch.Generator().manual_seed(seed)
+    fed, seen = [], []
+    for layer in range(LAYERS):
+        keys, values = torch.randn(2, len(slots), HEADS, slots.shape[1], SIZE, generator=generator)
+        fed.append((keys, values))
+        seen.append(cache.update(keys, values, layer))
+    return fed, seen
+
+
+def snapshot(cache):
+    return [(layer.keys.clone(), layer.values.clone()) for layer in cache.slot_layers]
+
+
+def test_rows_are_written_at_their_slots_and_come_back_up_to_the_span():
+    fed, seen = write(make_cache(), [[2, 0], [1, 4]], span=5)
+    for (keys, values), (got_keys, got_values) in zip(fed, seen, strict=True):
+        assert got_keys.shape == got_values.shape == (2, HEADS, 5, SIZE)
+        for row, slots in enumerate([[2, 0], [1, 4]]):
+            assert torch.equal(got_keys[row, :, slots], keys[row])
+            assert torch.equal(got_values[row, :, slots], values[row])
+        assert got_keys[0, :, [1, 3, 4]].abs().sum() == 0
+
+
+def test_what_attention_gets_is_the_cache_itself_not_a_copy():
+    cache = make_cache()
+    write(cache, [[0, 1, 2]] * 4)
+    for layer, seen in zip(cache.slot_layers, write(cache, [[3]] * 2, first_row=1)[1], strict=True):
+        for held, got in zip((layer.keys, layer.values), seen, strict=True):
+            assert got.untyped_storage().data_ptr() == held.untyped_storage().data_ptr()
+            assert got.data_ptr() == held[1].data_ptr()
+
+
+def test_writing_changes_its_rows_and_slots_alone():
+    cache = make_cache()
+    write(cache, [[0, 1, 2, 3]] * 3)
+    before = snapshot(cache)
+    fed, _ = write(cache, [[2]], first_row=1, span=4, seed=1)
+    for layer, (keys, values), (fed_keys, fed_values) in zip(cache.slot_layers, before, fed, strict=True):
+        keys[1, :, 2:3], values[1, :, 2:3] = fed_keys[0], fed_values[0]
+        assert torch.equal(layer.keys, keys)
+        assert torch.equal(layer.values, values)
+
+
+def test_filling_rows_write_behind_everything_attention_can_reach():
+    cache = make_cache(max_slots=6)
+    assert cache.trash == cache.num_slots == 6
+    _, seen = write(cache, [[0, 1], [cache.trash, cache.trash]], span=6)
+    for keys, values in seen:
+        assert keys.shape[2] == 6
+        assert keys[1].abs().sum() == values[1].abs().sum() == 0
+
+
+def test_growing_keeps_what_is_held_and_moves_the_trash_behind_it():
+    cache = make_cache()
+    write(cache, [[0, 1, 127]])
+    before = snapshot(cache)
+    cache.reserve(5, 129)
+    assert cache.num_slots == cache.trash == 256
+    assert cache.rows_held >= 5
+    for layer, (keys, values) in zip(cache.slot_layers, before, strict=True):
+        assert layer.keys.shape == layer.values.shape == (cache.rows_held, HEADS, 257, SIZE)
+        assert torch.equal(layer.keys[:1, :, :128], keys[:, :, :128])
+        assert torch.equal(layer.values[:1, :, :128], values[:, :, :128])
+        assert layer.keys[1:].abs().sum() == layer.keys[:, :, 129:].abs().sum() == 0
+    _, seen = write(cache, [[200], [cache.trash]], first_row=3, span=201, seed=1)
+    assert seen[0][0].shape[2] == 201
+
+
+def test_growing_stops_at_the_limits_and_does_nothing_where_there_is_room():
+    cache = make_cache(max_rows=3, max_slots=300)
+    write(cache, [[0]])
+    cache.reserve(3, 290)
+    assert (cache.rows_held, cache.num_slots) == (3, 290)
+    cache.reserve(2, 291)
+    assert (cache.rows_held, cache.num_slots) == (3, 300)
+    held = cache.slot_layers[0].keys.data_ptr()
+    cache.reserve(1, 10)
+    cache.reserve(3, 300)
+    assert cache.slot_layers[0].keys.data_ptr() == held
+
+
+def test_room_reserved_before_the_first_write_is_there():
+    cache = make_cache()
+    cache.reserve(4, 200)
+    write(cache, [[199]] * 4)
+    assert cache.slot_layers[0].keys.shape[0] >= 4
+    assert cache.slot_layers[0].keys.shape[2] >= 201
+
+
+def test_a_moved_row_is_a_copy_in_every_layer_and_the_others_stay():
+    cache = make_cache()
+    write(cache, [[0, 1]] * 3)
+    before = snapshot(cache)
+    cache.move_row(2, 0)
+    for layer, (keys, values) in zip(cache.slot_layers, before, strict=True):
+        assert torch.equal(layer.keys, keys[[2, 1, 2]])
+        assert torch.equal(layer.values, values[[2, 1, 2]])
+
+
+def test_a_cleared_row_forgets_even_what_is_not_finite():
+    cache = make_cache()
+    write(cache, [[0, 1]] * 2)
+    before = snapshot(cache)
+    for layer in cache.slot_layers:
+        layer.keys[0, :, 1] = layer.values[0, :, 1] = float("nan")
+    cache.clear_row(0)
+    for layer, (keys, values) in zip(cache.slot_layers, before, strict=True):
+        assert layer.keys[0].abs().sum() == layer.values[0].abs().sum() == 0
+        assert torch.equal(layer.keys[1], keys[1])
+        assert torch.equal(layer.values[1], values[1])
+
+
+def test_rows_that_were_never_written_are_moved_and_cleared_like_empty_ones():
+    """A sequence that ended before its first forward pass used to stop the whole engine."""
+    cache = make_cache()
+    cache.move_row(1, 0)
+    cache.clear_row(7)
+    write(cache, [[0, 1]])
+    cache.clear_row(7)
+    cache.move_row(7, 0)
+    assert all(layer.keys.abs().sum() == layer.values.abs().sum() == 0 for layer in cache.slot_layers)
+
+
+def test_transformers_is_told_the_span():
+    cache = make_cache(max_slots=50)
+    cache.aim(0, torch.tensor([[3]]), 7)
+    assert cache.get_seq_length() == 7
+    assert cache.get_mask_sizes(1, 0) == (7, 0)
+    assert cache.slot_layers[0].get_max_length() == 50
+
+
+def test_a_forward_pass_that_was_not_aimed_is_a_bug():
+    with pytest.raises(AssertionError, match="not aimed"):
+        make_cache().update(torch.zeros(1, HEADS, 1, SIZE), torch.zeros(1, HEADS, 1, SIZE), 0)

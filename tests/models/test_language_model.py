@@ -1,0 +1,538 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from chordal.decoders.autoregressive import Autoregressive
+from chordal.engine import Engine
+from chordal.errors import InputError
+from chordal.forward import (
+    Blocks,
+    Causal,
+    Forward,
+    Full,
+    Hidden,
+    Logits,
+    Sample,
+    Together,
+    TopK,
+    Tree,
+    Visible,
+    Window,
+)
+from chordal.models.family import Family
+from chordal.sequence import Sequence, StopRules
+
+ARCHITECTURES = ["llama", "qwen2", "qwen3", "olmo2", "gpt_neox", "gpt2"]
+POISON = 63
+
+
+def random_tokens(num, seed=0):
+    return np.random.default_rng([seed, num]).integers(0, POISON, num)
+
+
+def feed(tokens, start=0, sees=None, read=None):
+    """Feed a span at its own slots and read the logits of every row, unless told otherwise."""
+    at = np.arange(start, start + len(tokens))
+    return Forward(tokens, at, sees or Causal(), read or Logits(np.arange(len(tokens))), slots=at)
+
+
+def peek(tokens, positions, sees):
+    """Feed rows that leave the cache as it is, and read the logits of each."""
+    return Forward(tokens, np.asarray(positions), sees, Logits(np.arange(len(tokens))))
+
+
+def run_one(model, forward, row=0):
+    return model.run([(row, forward)])[0].logits
+
+
+def by_transformers(backbone, tokens, can_attend=None):
+    """Logits of one plain forward pass of transformers under an explicit mask, causal by default."""
+    can_attend = np.tri(len(tokens), dtype=bool) if can_attend is None else can_attend
+    with torch.inference_mode():
+        return backbone(
+            input_ids=torch.from_numpy(tokens)[None],
+            attention_mask=torch.from_numpy(can_attend)[None, None],
+            position_ids=torch.arange(len(tokens))[None],
+        ).logits[0]
+
+
+def held(model, row, num_slots):
+    """Keys and values of the first slots of a row."""
+    return torch.stack(
+        [
+            torch.stack([a.keys[row, :, :num_slots], a.values[row, :, :num_slots]])
+            for a in model.cache.slot_layers
+        ]
+    )
+
+
+def assert_same(got, want):
+    torch.testing.assert_close(got.double(), want.double(), rtol=1e-6, atol=1e-6)
+
+
+# The whole path.
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_greedy_decoding_equals_transformers_generate(make_backbone, make_model, architecture):
+    """200 prompts of 1 to 40 tokens in float32, batched as they come and go, 20 new tokens each."""
+    num, length, stop_token = 200, 20, 7
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 64, size) for size in rng.integers(1, 41, num)]
+
+    model = make_model(architecture, dtype=torch.float32, max_rows=32)
+    engine, stop = Engine(model), StopRules(max_new_tokens=length, eos_ids=(stop_token,))
+    seqs = [
+        engine.submit(Autoregressive(), Sequence(prompt=prompt, family=model.family, stop=stop))
+        for prompt in prompts
+    ]
+    engine.run()
+
+    # Always with the mask: transformers takes a pad token inside a prompt for padding otherwise.
+    padded, is_token = torch.zeros(2, num, 40, dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        padded[row, -len(prompt) :] = torch.from_numpy(prompt)
+        is_token[row, -len(prompt) :] = 1
+    outputs = make_backbone(architecture, dtype=torch.float32).generate(
+        padded,
+        attention_mask=is_token,
+        max_new_tokens=length,
+        do_sample=False,
+        eos_token_id=stop_token,
+        pad_token_id=0,
+    )
+    for seq, output in zip(seqs, outputs[:, 40:].tolist(), strict=True):
+        if stop_token in output:
+            output = output[: output.index(stop_token) + 1]
+        assert seq.output.tolist() == output
+    # The model says something: texts differ, and some but not all end before the limit.
+    assert len({tuple(seq.output) for seq in seqs}) > 150
+    assert {seq.finish_reason for seq in seqs} == {"stop", "length"}
+
+
+# What each spec lets a query see, against transformers with the same mask spelled out.
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_text_fed_in_pieces_equals_one_forward_pass(make_backbone, make_model, architecture):
+    model, tokens = make_model(architecture), random_tokens(60)
+    want = by_transformers(make_backbone(architecture), tokens)
+    rng = np.random.default_rng(1)
+    for row in range(4):
+        cuts = np.unique(np.r_[0, rng.integers(1, 60, 3 * row), 60])
+        got = [run_one(model, feed(tokens[a:b], a), row) for a, b in itertools.pairwise(cuts)]
+        assert_same(torch.cat(got), want)
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_a_window_sees_its_last_slots_only(make_backbone, make_model, size):
+    model, tokens = make_model(), random_tokens(30)
+    at = np.arange(30)
+    can_attend = (at <= at[:, None]) & (at > at[:, None] - size)
+    want = by_transformers(make_backbone(), tokens, can_attend)
+    assert_same(run_one(model, feed(tokens, sees=Window(size))), want)
+    for start in range(0, 30, 12):
+        got = run_one(model, feed(tokens[start : start + 12], start, Window(size)), 1)
+        assert_same(got, want[start : start + 12])
+
+
+@pytest.mark.parametrize("length", [1, 4, 7])
+def test_blocks_see_themselves_and_all_before(make_backbone, make_model, length):
+    num = 4 * length
+    model, tokens = make_model(), random_tokens(num)
+    block = np.arange(num) // length
+    want = by_transformers(make_backbone(), tokens, block <= block[:, None])
+    assert_same(run_one(model, feed(tokens, sees=Blocks(length))), want)
+    for start in range(0, num, length):
+        got = run_one(model, feed(tokens[start : start + length], start, Blocks(length)), 1)
+        assert_same(got, want[start : start + length])
+
+
+def test_full_attention_sees_the_whole_canvas(make_backbone, make_model):
+    model, tokens = make_model(), random_tokens(20)
+    want = by_transformers(make_backbone(), tokens, np.ones((20, 20), bool))
+    assert_same(run_one(model, feed(tokens, sees=Full(20))), want)
+
+
+def test_full_attention_ends_where_it_says(make_backbone, make_model):
+    model, tokens = make_model(), random_tokens(20)
+    can_attend = np.ones((20, 20), bool)
+    can_attend[:, 15:] = False
+    assert_same(
+        run_one(model, feed(tokens, sees=Full(15))), by_transformers(make_backbone(), tokens, can_attend)
+    )
+
+
+def test_a_canvas_fed_again_replaces_what_was_cached(make_backbone, make_model):
+    model, backbone = make_model(), make_backbone()
+    for seed in range(3):
+        tokens = random_tokens(20, seed)
+        want = by_transformers(backbone, tokens, np.ones((20, 20), bool))
+        assert_same(run_one(model, feed(tokens, sees=Full(20))), want)
+
+
+def test_refreshing_a_block_leaves_the_rest_as_it_was(make_model):
+    """One layer's keys depend on its own token alone, so a refresh in place equals feeding everything."""
+    settings = {"num_hidden_layers": 1}
+    model, tokens = make_model(**settings), random_tokens(20)
+    run_one(model, feed(tokens, sees=Full(20)))
+    tokens[8:12] = random_tokens(4, 1)
+    got = run_one(model, feed(tokens[8:12], 8, Full(20)))
+    assert_same(got, run_one(make_model(**settings), feed(tokens, sees=Full(20)))[8:12])
+
+
+def test_an_explicit_mask_is_taken_as_it_is(make_backbone, make_model):
+    """Slots out of order: only what a query sees and its position count, not where its keys lie."""
+    model, tokens = make_model(), random_tokens(12)
+    order = np.random.default_rng(0).permutation(12)
+    none = np.zeros(12, np.int64)
+    sees = Visible(none, none, order[None] <= order[:, None])
+    forward = Forward(
+        tokens[order], order, sees, Logits(np.arange(12)), slots=np.random.default_rng(1).permutation(12)
+    )
+    assert_same(run_one(model, forward)[np.argsort(order)], by_transformers(make_backbone(), tokens))
+
+
+def test_positions_are_what_rotary_embeddings_see(make_model):
+    """The same tokens further right in the text give the same relative positions, so the same logits."""
+    model, tokens = make_model(), random_tokens(10)
+    at = np.arange(10)
+    near, far, spread = (
+        run_one(model, Forward(tokens, positions, Causal(), Logits(at), slots=at))
+        for positions in (at, at + 50, 3 * at)
+    )
+    # Rotary embeddings are computed in float32, whatever the weights.
+    torch.testing.assert_close(near, far, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(near, spread, atol=1e-2)
+
+
+# Rolling back.
+
+
+def test_forgotten_slots_are_written_again_as_if_they_had_never_been(make_backbone, make_model):
+    model, tokens = make_model(), random_tokens(40)
+    run_one(model, feed(tokens[:10]))
+    run_one(model, feed(random_tokens(15, 1), 10))  # a draft of which nothing is kept
+    got = [run_one(model, feed(tokens[10:13], 10)), run_one(model, feed(tokens[13:], 13))]
+    assert_same(torch.cat(got), by_transformers(make_backbone(), tokens)[10:])
+
+
+def test_a_draft_is_kept_up_to_where_it_is_right(make_backbone, make_model):
+    model, tokens = make_model(), random_tokens(30)
+    draft = np.r_[tokens[10:14], random_tokens(6, 1)]
+    run_one(model, feed(tokens[:10]))
+    run_one(model, feed(draft, 10))
+    assert_same(run_one(model, feed(tokens[14:], 14)), by_transformers(make_backbone(), tokens)[14:])
+
+
+# Read-only requests.
+
+
+def test_each_node_of_a_tree_reads_what_its_path_alone_would(make_backbone, make_model):
+    parents = (-1, -1, 0, 0, 2, 1)
+    paths = [[0], [1], [0, 2], [0, 3], [0, 2, 4], [1, 5]]
+    model, prefix, nodes = make_model(), random_tokens(9), random_tokens(6, 1)
+    run_one(model, feed(prefix))
+    got = run_one(model, peek(nodes, [9 + len(path) - 1 for path in paths], Tree(9, parents)))
+    for node, path in enumerate(paths):
+        want = by_transformers(make_backbone(), np.r_[prefix, nodes[path]])[-1]
+        assert_same(got[node], want)
+
+
+def test_another_branch_of_a_tree_changes_nothing(make_model):
+    model, nodes = make_model(), random_tokens(5, 1)
+    run_one(model, feed(random_tokens(9)))
+    sees, positions = Tree(9, (-1, 0, 0, 1, 2)), [9, 10, 10, 11, 11]
+    before = run_one(model, peek(nodes, positions, sees))
+    nodes = nodes.copy()
+    nodes[[2, 4]] = random_tokens(2, 2)
+    after = run_one(model, peek(nodes, positions, sees))
+    assert torch.equal(before[[0, 1, 3]], after[[0, 1, 3]])
+    assert not torch.allclose(before[[2, 4]], after[[2, 4]], atol=1e-2)
+
+
+def test_rows_fed_together_see_each_other_and_nothing_cached(make_backbone, make_model):
+    model, tokens = make_model(), random_tokens(12)
+    run_one(model, feed(random_tokens(30, 1)))
+    want = by_transformers(make_backbone(), tokens, np.ones((12, 12), bool))
+    assert_same(run_one(model, peek(tokens, np.arange(12), Together())), want)
+
+
+def test_a_read_only_request_may_see_any_part_of_the_cache_and_of_itself(make_backbone, make_model):
+    model, prefix, canvas = make_model(), random_tokens(10), random_tokens(4, 1)
+    run_one(model, feed(prefix))
+    own = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]], bool)
+    sees = Visible(np.array([0, 2, 3, 10]), np.array([10, 10, 7, 10]), own)
+    can_attend = np.tri(14, dtype=bool)
+    can_attend[10:, 10:] = own
+    can_attend[11, :2] = can_attend[12, :3] = can_attend[12, 7:10] = can_attend[13, :10] = False
+    want = by_transformers(make_backbone(), np.r_[prefix, canvas], can_attend)[10:]
+    assert_same(run_one(model, peek(canvas, np.arange(10, 14), sees)), want)
+
+
+@pytest.mark.parametrize(
+    "sees",
+    [
+        Tree(20, (-1, 0, 0, 1)),
+        Together(),
+        Visible(np.zeros(4, np.int64), np.full(4, 20), np.ones((4, 4), bool)),
+    ],
+    ids=["tree", "together", "visible"],
+)
+def test_a_read_only_request_leaves_the_cache_bit_for_bit(make_model, sees):
+    model, tokens = make_model(), random_tokens(26)
+    run_one(model, feed(tokens[:20]))
+    before = held(model, 0, 20).clone()
+    peeked = [run_one(model, peek(random_tokens(4, 1), np.arange(20, 24), sees)) for _ in range(3)]
+    assert torch.equal(held(model, 0, 20), before)
+    assert torch.equal(peeked[0], peeked[2])
+
+    other = make_model()
+    run_one(other, feed(tokens[:20]))
+    assert torch.equal(run_one(model, feed(tokens[20:], 20)), run_one(other, feed(tokens[20:], 20)))
+
+
+# Batches.
+
+
+def mixed_requests():
+    """Rows of different lengths that ask for different things, each after a prompt of its own."""
+    prompts = [random_tokens(size, 10 + size) for size in (5, 40, 1, 17)]
+    reads = [Logits(np.array([0])), Logits(np.array([2, 0])), Logits(np.arange(6)), Logits(np.arange(3))]
+    forwards = [
+        feed(random_tokens(1, 1), 5, read=reads[0]),
+        feed(random_tokens(3, 2), 38, Window(5), reads[1]),
+        feed(random_tokens(6, 3), 0, Full(6), reads[2]),
+        Forward(random_tokens(3, 4), np.array([17, 18, 18]), Tree(17, (-1, 0, 0)), reads[3]),
+    ]
+    return [feed(prompt) for prompt in prompts], forwards
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
+def test_requests_of_a_ragged_batch_read_what_they_would_alone(make_model, architecture):
+    prompts, forwards = mixed_requests()
+    model = make_model(architecture)
+    first, second = model.run([*enumerate(prompts)]), model.run([*enumerate(forwards)])
+    for row, (prompt, forward) in enumerate(zip(prompts, forwards, strict=True)):
+        alone = make_model(architecture)
+        assert_same(first[row].logits, run_one(alone, prompt))
+        assert_same(second[row].logits, run_one(alone, forward))
+
+
+def test_the_order_of_requests_and_their_rows_change_nothing(make_model):
+    prompts, _ = mixed_requests()
+    model, other = make_model(), make_model()
+    want = model.run([*enumerate(prompts)])
+    got = other.run([(7 - row, prompts[row]) for row in (2, 0, 3, 1)])
+    for row, reading in zip((2, 0, 3, 1), got, strict=True):
+        assert_same(reading.logits, want[row].logits)
+
+
+def test_rows_that_ask_for_nothing_stay_as_they_are(make_backbone, make_model):
+    model, tokens = make_model(), random_tokens(30)
+    for row in range(3):
+        run_one(model, feed(tokens[:20]), row)
+    before = held(model, 1, 20).clone()
+    model.run([(0, feed(random_tokens(9, 1), 20)), (2, feed(random_tokens(2, 2), 20))])
+    assert torch.equal(held(model, 1, 20), before)
+    assert_same(run_one(model, feed(tokens[20:], 20), 1), by_transformers(make_backbone(), tokens)[20:])
+
+
+def test_canvases_of_one_row_in_one_pass_do_not_see_each_other(make_model):
+    model = make_model()
+    run_one(model, feed(random_tokens(10)))
+    requests = [
+        peek(random_tokens(4, 1), np.arange(4), Together()),
+        peek(random_tokens(3, 2), [10, 11, 11], Tree(10, (-1, 0, 0))),
+        peek(random_tokens(6, 3), np.arange(6), Together()),
+    ]
+    alone = [run_one(model, request) for request in requests]
+    for reading, want in zip(model.run([(0, request) for request in requests]), alone, strict=True):
+        assert_same(reading.logits, want)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_one_row_may_write_and_read_in_one_pass(make_model, order):
+    """A read-only request before a writing one used to be given the slots that were written."""
+    model, alone = make_model(), make_model()
+    requests = [
+        feed(random_tokens(5, 1), 10),
+        peek(random_tokens(4, 2), [10, 11, 11, 12], Tree(10, (-1, 0, 0, 2))),
+    ]
+    for one in (model, alone):
+        run_one(one, feed(random_tokens(10)))
+    want = [run_one(alone, requests[1]), run_one(alone, requests[0])][::-1]
+    got = model.run([(0, requests[at]) for at in order])
+    for at, reading in zip(order, got, strict=True):
+        assert_same(reading.logits, want[at])
+    following = feed(random_tokens(3, 3), 15)
+    assert_same(run_one(model, following), run_one(alone, following))
+
+
+def test_a_text_may_grow_beyond_the_slots_held_at_first(make_backbone, make_model):
+    model, tokens = make_model(), random_tokens(250)
+    want = by_transformers(make_backbone(), tokens)
+    run_one(model, feed(random_tokens(5, 1)), 1)
+    before = held(model, 1, 5).clone()
+    got = [run_one(model, feed(tokens[start : start + 50], start)) for start in range(0, 250, 50)]
+    assert_same(torch.cat(got), want)
+    assert torch.equal(held(model, 1, 5), before)
+
+
+def test_a_moved_row_goes_on_where_it_was(make_backbone, make_model):
+    model, tokens = make_model(), random_tokens(30)
+    for row in range(3):
+        run_one(model, feed(random_tokens(12, row) if row < 2 else tokens[:12]), row)
+    model.move_row(2, 0)
+    model.free_row(2)
+    want = by_transformers(make_backbone(), tokens)
+    assert_same(run_one(model, feed(tokens[12:20], 12), 0), want[12:20])
+    # What it reads without writing goes behind what it holds, not behind what the row held before.
+    assert_same(
+        run_one(model, peek(tokens[20:], np.arange(20, 30), Tree(20, tuple(range(-1, 9)))), 0), want[20:]
+    )
+
+
+def test_a_freed_row_starts_anew(make_backbone, make_model):
+    model, tokens = make_model(), random_tokens(10)
+    run_one(model, feed(random_tokens(50, 1)))
+    model.free_row(0)
+    assert_same(run_one(model, feed(tokens)), by_transformers(make_backbone(), tokens))
+    peeked = run_one(model, peek(tokens, np.arange(10), Together()))
+    assert_same(peeked, by_transformers(make_backbone(), tokens, np.ones((10, 10), bool)))
+
+
+# Values that are not finite.
+
+
+@pytest.fixture
+def poisoned(make_model):
+    """A model with a token whose embedding is not a number."""
+    model = make_model()
+    with torch.no_grad():
+        model.backbone.get_input_embeddings().weight[POISON] = float("nan")
+    return model
+
+
+def test_a_row_that_is_not_finite_does_not_reach_the_others(poisoned, make_model):
+    clean, tokens = make_model(), random_tokens(12)
+    sick = np.r_[tokens[:5], POISON]
+    got = poisoned.run([(0, feed(tokens)), (1, feed(sick)), (2, feed(tokens[:3]))])
+    assert got[1].logits[-1].isnan().any()
+    assert_same(got[0].logits, run_one(clean, feed(tokens)))
+    assert_same(got[2].logits, run_one(clean, feed(tokens[:3])))
+    # Nor as padding between them.
+    following = feed(random_tokens(2, 1), 12)
+    got = poisoned.run([(0, following), (2, feed(tokens[3:], 3))])
+    assert_same(got[0].logits, run_one(clean, following))
+    assert got[1].logits.isfinite().all()
+
+
+def test_a_wiped_row_can_be_used_again(poisoned, make_model):
+    tokens = random_tokens(12)
+    run_one(poisoned, feed(np.r_[tokens, POISON, tokens]))
+    poisoned.free_row(0, clear=True)
+    assert_same(run_one(poisoned, feed(tokens)), run_one(make_model(), feed(tokens)))
+
+
+# What is read.
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_hidden_states_are_numbered_as_in_transformers(make_backbone, make_model, architecture):
+    model, tokens = make_model(architecture), random_tokens(15)
+    with torch.inference_mode():
+        states = make_backbone(architecture)(
+            torch.from_numpy(tokens)[None], output_hidden_states=True
+        ).hidden_states
+    rows, layers = np.array([4, 0, 2]), (0, 2, 1)
+    run_one(model, feed(tokens[:10]))
+    [hidden, logits] = model.run([(0, feed(tokens[10:], 10, read=Hidden(rows, layers))), (1, feed(tokens))])
+    assert hidden.hidden.shape == (3, 3, 32)
+    want = torch.stack([states[layer][0, 10 + rows] for layer in layers], 1)
+    assert_same(hidden.hidden, want)
+    assert_same(logits.logits, by_transformers(make_backbone(architecture), tokens))
+
+
+def test_reads_are_of_the_rows_asked_for(make_backbone, make_model):
+    model, tokens = make_model(), random_tokens(9)
+    want = by_transformers(make_backbone(), tokens)
+    rows = np.array([7, 2])
+    logits, best, top, nothing = model.run(
+        [
+            (0, feed(tokens, read=Logits(rows))),
+            (1, feed(tokens, read=Sample(rows, scores=("probs",)))),
+            (2, feed(tokens, read=TopK(rows, 4))),
+            (3, Forward(tokens, np.arange(9), Causal(), None, slots=np.arange(9))),
+        ]
+    )
+    assert_same(logits.logits, want[rows])
+    assert best.tokens.tolist() == want[rows].argmax(1).tolist()
+    np.testing.assert_allclose(best.probs, want[rows].softmax(1).amax(1), rtol=1e-5)
+    assert top.tokens.tolist() == want[rows].topk(4).indices.tolist()
+    np.testing.assert_allclose(top.entropy, torch.special.entr(want[rows].softmax(1)).sum(1), rtol=1e-5)
+    assert (nothing.tokens, nothing.logits, nothing.max_logit) == (None, None, None)
+
+
+def test_logits_are_float32_whatever_the_weights(make_model):
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        assert run_one(make_model(dtype=dtype), feed(random_tokens(3))).dtype == torch.float32
+
+
+def test_the_mask_token_has_no_probability(make_model):
+    mask_id = 17
+    model = make_model(family=Family(kind="masked", mask_id=mask_id, shift=0))
+    tokens = np.full(20, mask_id)
+    logits, top = model.run([(0, feed(tokens)), (1, feed(tokens, read=TopK(np.arange(20), 64)))])
+    assert logits.logits[:, mask_id].isneginf().all()
+    assert logits.logits[:, :mask_id].isfinite().all()
+    assert (top.probs[top.tokens == mask_id] == 0).all()
+
+
+def test_a_run_makes_one_transfer_to_the_host(make_model, monkeypatch):
+    transfers = []
+
+    def count(tensor, *args, _cpu=torch.Tensor.cpu, **kwargs):
+        transfers.append(tuple(tensor.shape))
+        return _cpu(tensor, *args, **kwargs)
+
+    model = make_model()
+    model.run([(0, feed(random_tokens(5)))])
+    monkeypatch.setattr(torch.Tensor, "cpu", count)
+    reads = [
+        Sample(np.array([1])),
+        TopK(np.array([0, 2]), 5),
+        Sample(np.array([2]), scores=("entropy",)),
+        Logits(np.arange(3)),
+    ]
+    model.run([(row, feed(random_tokens(3, row), read=read)) for row, read in enumerate(reads)])
+    assert len(transfers) == 1
+    model.run([(0, feed(random_tokens(3), 3, read=Hidden(np.arange(3), (1,))))])
+    assert len(transfers) == 1
+
+
+def test_runs_do_not_move_the_cache_in_memory(make_model):
+    model = make_model()
+    model.run([(row, feed(random_tokens(5, row))) for row in range(4)])
+    before = [layer.keys.data_ptr() for layer in model.cache.slot_layers]
+    model.run([(row, feed(random_tokens(1, row), 5)) for row in range(1, 4)])
+    assert [layer.keys.data_ptr() for layer in model.cache.slot_layers] == before
+
+
+def test_a_request_beyond_the_cache_is_refused_and_changes_nothing(make_model):
+    model, tokens = make_model(), random_tokens(10)
+    run_one(model, feed(tokens))
+    with pytest.raises(InputError, match="a sequence needs 801 cache slots; tiny has 768"):
+        run_one(model, Forward(tokens[:1], np.array([10]), Causal(), slots=np.array([800])))
+    peeked = run_one(model, peek(tokens, np.arange(10), Together()))
+    assert_same(peeked, run_one(make_model(), peek(tokens, np.arange(10), Together())))
+
+
+def test_a_model_says_what_it_can_take(make_model):
+    model = make_model(max_rows=3)
+    assert (model.window, model.vocab_size, model.max_rows, model.name) == (256, 64, 3, "tiny")
+    assert not model.model.training

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from chordal.engine import Engine
+from chordal.forward import Causal, Forward, Logits
+from chordal.registry import make_decoder
+from chordal.sequence import Sequence, StopRules
+from chordal.testing import (
+    TINY_MASK,
+    TINY_POISON,
+    Alphabet,
+    CountingModel,
+    TableModel,
+    random_prompt,
+    tiny_model,
+)
+
+
+def test_a_counting_model_remembers_what_it_was_asked():
+    counting = CountingModel(TableModel(window=32))
+    engine = Engine(counting)
+    seq = Sequence(prompt=np.array([0, 1]), family=counting.family, stop=StopRules(max_new_tokens=3))
+    engine.submit(make_decoder("autoregressive"), seq)
+    engine.run()
+    assert [forward.tokens.tolist() for [(_, forward)] in counting.calls] == [
+        [0, 1], [seq.output[0]], [seq.output[1]]
+    ]  # fmt: skip
+
+
+def test_tiny_models_are_seeded_and_answer_poison_with_nothing():
+    def logits(model, tokens):
+        at = np.arange(len(tokens))
+        [reading] = model.run([(0, Forward(np.asarray(tokens), at, Causal(), Logits(at), slots=at))])
+        return reading.logits
+
+    prompt = random_prompt(5)
+    assert logits(tiny_model(), prompt).equal(logits(tiny_model(), prompt))
+    assert not logits(tiny_model(), prompt).equal(logits(tiny_model(seed=1), prompt))
+    assert logits(tiny_model(), [1, TINY_POISON, 2])[1:].isnan().all()
+
+
+@torch.no_grad()
+def test_among_masks_a_tiny_model_likes_the_mask_token_best():
+    model = tiny_model("masked").model
+    ids = torch.from_numpy(np.append(random_prompt(5), [TINY_MASK] * 15))[None]
+    logits = model(input_ids=ids, attention_mask=torch.ones(1, 1, 20, 20, dtype=torch.bool)).logits[0]
+    assert (logits[5:].argmax(1) == TINY_MASK).all()
+
+
+def test_an_alphabet_reads_and_writes_letters():
+    alphabet = Alphabet()
+    assert alphabet("bad.")["input_ids"] == [1, 0, 3, 27]
+    assert alphabet.decode([1, 0, TINY_MASK, 3]) == "bad"
