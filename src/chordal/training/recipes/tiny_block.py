@@ -18,7 +18,7 @@ RECIPE = Recipe(
     family={"family": "block", "mask_token_id": MASK_ID, "block_length": BLOCK_LENGTH},
     stages=(Stage(mixture=LONG, objective=partial(block_loss, mask_id=MASK_ID, block_length=BLOCK_LENGTH)),),
     backbone=BACKBONE,
-    num_steps=2000,
+    num_steps=2400,
     init_from="tiny-ar",
     slack=BLOCK_LENGTH,
 )
