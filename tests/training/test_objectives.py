@@ -330,6 +330,26 @@ def test_canvas_ends_between_the_end_token_and_the_slack_behind_it():
     assert slacks == set(range(max_slack + 1))
 
 
+def test_suffix_rows_mask_the_last_tokens_of_the_canvas_or_of_the_answer():
+    batch = make_batch(slack=12)
+    objective = partial(masked_loss, mask_id=MASK, slacks=(6,), suffix_share=1.0)
+    reached_end, stopped_early = 0, 0
+    for seed in range(40):
+        stub = Stub(uniform)
+        run(objective, stub, batch, seed)
+        ends = stub.can_attend[:, 0].sum(1)
+        rows = {}
+        for row, at in masked_positions(stub):
+            rows.setdefault(row, []).append(at)
+        for row, masked in rows.items():
+            assert masked == list(range(masked[0], masked[-1] + 1))
+            assert masked[-1] + 1 in (int(ends[row]), int(batch.length_B[row]))
+            reached_end += masked[-1] + 1 == ends[row]
+            stopped_early += masked[-1] + 1 < ends[row]
+    assert reached_end > 30
+    assert stopped_early > 30
+
+
 def test_canvas_never_leaves_the_batch():
     objective = partial(masked_loss, mask_id=MASK, slacks=(10,))
     for seed in range(50):
@@ -486,7 +506,7 @@ def test_one_block_over_the_whole_text_equals_masked_diffusion(monkeypatch, qwen
     batch = make_batch(prompts=(6, 6, 6), answers=(8, 8, 8), slack=0)
     width = batch.tokens_BT.shape[1]
     chosen = torch.rand(3, width, generator=torch.Generator().manual_seed(1)) < 0.5
-    monkeypatch.setattr(objectives, "_mask_uniform_count", lambda is_canvas, generator: chosen & is_canvas)
+    monkeypatch.setattr(objectives, "_mask_uniform_count", lambda is_canvas, *_: chosen & is_canvas)
     masked = run(partial(masked_loss, mask_id=MASK, slacks=(0,)), qwen, batch)
     block = run(partial(block_loss, mask_id=MASK, block_length=width), qwen, batch)
     assert block.item() == pytest.approx(masked.item(), abs=1e-5)

@@ -36,7 +36,13 @@ def causal_loss(model: Any, batch: Batch, generator: torch.Generator) -> Tensor:
 
 
 def masked_loss(
-    model: Any, batch: Batch, generator: torch.Generator, *, mask_id: int, slacks: Sequence[int]
+    model: Any,
+    batch: Batch,
+    generator: torch.Generator,
+    *,
+    mask_id: int,
+    slacks: Sequence[int],
+    suffix_share: float = 0.0,
 ) -> Tensor:
     """Score the masked tokens of each canvas under full attention (LLaDA's objective).
 
@@ -50,6 +56,9 @@ def masked_loss(
         mask_id: The mask token.
         slacks: One of these is drawn for the batch, and each row's slack from 0 to it; the same for
             all rows keeps the columns of tight batches few.
+        suffix_share: Share of rows whose masked tokens are the last ones rather than any; half of
+            these leave what is behind the end token visible. Decoding mostly goes through such
+            canvases, and where a result is repeated later, only they make the model work it out.
     """
     count, width = batch.tokens_BT.shape
     most = slacks[int(torch.randint(len(slacks), (), generator=generator))]
@@ -59,7 +68,10 @@ def masked_loss(
     tokens_BT, at_T = batch.tokens_BT[:, :width], torch.arange(width)
     is_canvas_BT = (at_T >= batch.prompt_length_B[:, None]) & (at_T < end_B[:, None])
 
-    is_masked_BT = _mask_uniform_count(is_canvas_BT, generator)
+    kind_B = torch.rand(count, generator=generator) / max(suffix_share, 1e-9)
+    is_suffix_B, ends_early_B = kind_B < 1, kind_B < 0.5
+    is_open_BT = is_canvas_BT & ~(ends_early_B[:, None] & (at_T >= batch.length_B[:, None]))
+    is_masked_BT = _mask_uniform_count(is_open_BT, generator, is_suffix_B)
     noisy_BT = torch.where(is_masked_BT, mask_id, tokens_BT)
     can_attend_BT = at_T < end_B[:, None]
     hidden_BTD = _hidden(model, noisy_BT, at_T[None], can_attend_BT[:, None, None].expand(-1, -1, width, -1))
@@ -120,13 +132,21 @@ def block_loss(
     return (loss_N * weight_NL[is_masked_NL]).sum() / is_canvas_NL.sum()
 
 
-def _mask_uniform_count(is_canvas_NL: Tensor, generator: torch.Generator) -> Tensor:
-    """Mask k of each row's L canvas positions, k uniform on 1..L and stratified over the rows."""
+def _mask_uniform_count(
+    is_canvas_NL: Tensor, generator: torch.Generator, is_suffix_N: Tensor | None = None
+) -> Tensor:
+    """Mask k of each row's L canvas positions, k uniform on 1..L and stratified over the rows.
+
+    Rows marked in `is_suffix_N` mask their last k, the others any k.
+    """
     num_rows, width = is_canvas_NL.shape
     u_N = (torch.rand((), generator=generator) + torch.randperm(num_rows, generator=generator) / num_rows) % 1
     length_N = is_canvas_NL.sum(1)
     k_N = torch.minimum((u_N * length_N).long() + 1, length_N)
-    noise_NL = torch.rand(num_rows, width, generator=generator).masked_fill(~is_canvas_NL, 2.0)
+    noise_NL = torch.rand(num_rows, width, generator=generator)
+    if is_suffix_N is not None:
+        noise_NL = torch.where(is_suffix_N[:, None], -torch.arange(width) / width, noise_NL)
+    noise_NL = noise_NL.masked_fill(~is_canvas_NL, 2.0)
     rank_NL = noise_NL.argsort(1).argsort(1)
     return is_canvas_NL & (rank_NL < k_N[:, None])
 

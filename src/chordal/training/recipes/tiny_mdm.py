@@ -17,21 +17,23 @@ from chordal.training.recipes.tiny_block import MASK_ID
 
 # A canvas may be this much longer than its answer. A model that only saw tight ones takes the length
 # of the canvas for that of the answer.
-MAX_SLACK = 56
+SLACKS = range(57)
 
 RECIPE = Recipe(
     name="tiny-mdm",
     summary="masked diffusion, full attention, converted from tiny-block",
     family={"family": "masked", "mask_token_id": MASK_ID},
     stages=(
+        Stage(mixture=HARD, objective=partial(masked_loss, mask_id=MASK_ID, slacks=SLACKS)),
         Stage(
+            start=1000,
             mixture=HARD,
-            objective=partial(masked_loss, mask_id=MASK_ID, slacks=range(MAX_SLACK + 1)),
+            objective=partial(masked_loss, mask_id=MASK_ID, slacks=SLACKS, suffix_share=0.6),
         ),
     ),
     backbone=BACKBONE,
-    num_steps=1200,
+    num_steps=1700,
     learning_rate=2e-3,
     init_from="tiny-block",
-    slack=MAX_SLACK,
+    slack=max(SLACKS),
 )
