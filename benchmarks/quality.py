@@ -43,6 +43,11 @@ BLOCK: list[tuple[str, dict[str, Any]]] = [
     ("block_diffusion", {"threshold": 0.9}),
     ("block_diffusion", {"threshold": 0.5}),
 ]
+# What a model was started from. tiny-block and tiny-ar were trained on after others had started from them.
+STARTS = {
+    "tiny-block": " from tiny-ar at 2,600 steps",
+    "tiny-mdm": " from tiny-block at 2,000 steps",
+}
 
 
 def measure(
@@ -96,8 +101,8 @@ A {family[config["chordal"]["family"]]} model for trying and testing decoders, n
 - Data: list operations, 4x4 puzzles, arithmetic word problems and code edits made by
   `chordal.bench.tasks`; byte-level BPE of {config["vocab_size"]} tokens trained on them. One prompt in
   16, by hash, was kept out of training.
-- Training: `chordal train {name}`, {facts["steps"]:,} steps, {facts["seconds"] / 60:.0f} minutes of one
-  core of a busy two-core machine, seed {facts["seed"]}.
+- Training: `chordal train {name}`{STARTS.get(name, "")}, {facts["steps"]:,} steps,
+  {facts["seconds"] / 60:.0f} minutes on one core of a busy two-core machine, seed {facts["seed"]}.
 - Accuracy on {count} held-out instances of each task, plain decoder, greedy, one token a forward pass,
   float32 (`python benchmarks/quality.py floors`):
 
@@ -151,8 +156,9 @@ def main() -> None:
     parser.add_argument("--num-prompts", type=int, help="for each task (500 for floors, 200 for tradeoff)")
     parser.add_argument("--cards", action="store_true", help="write the floors into the model cards")
     parser.add_argument("--json", type=Path, help="also write the trade-off to this file")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; nothing measured here is a time")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     if args.what == "floors":
         floors(args.models.split(","), args.num_prompts or 500, args.cards)
     else:
