@@ -6,11 +6,12 @@ import torch
 
 from chordal.engine import Engine
 from chordal.errors import InputError
+from chordal.models.family import Family
 from chordal.ops.randomness import uniforms
 from chordal.ops.sampling import Law
 from chordal.registry import make_decoder
 from chordal.sequence import Sequence, StopRules
-from chordal.testing import TINY_MASK, random_prompt, tiny_model
+from chordal.testing import TINY_MASK, ToyModel, random_prompt, tiny_model
 
 
 def sdar(logits, prompt, max_new_tokens, length, num_steps, rule, *, shift=0, law=None, seed=0):
@@ -255,3 +256,21 @@ def test_more_steps_than_the_block_is_long_are_refused(tiny, decode):
 def test_settings_that_cannot_be_are_refused(settings):
     with pytest.raises(InputError):
         make_decoder("block_diffusion", settings)
+
+
+class Sure(ToyModel):
+    """Is as sure of token 1 as a float can be."""
+
+    def __init__(self):
+        family = Family(kind="block", mask_id=3, shift=0, block_length=4)
+        super().__init__(family, 4, window=16)
+
+    def logits(self, position, view):
+        return np.array([-np.inf, 0.0, -np.inf, 0.0])
+
+
+@pytest.mark.parametrize(("threshold", "forwards"), [(0.99, 2), (1.0, 8)])
+def test_a_confidence_passes_what_it_exceeds_and_not_what_it_equals(decode, threshold, forwards):
+    settings = {"threshold": threshold, "num_steps": 4}
+    [seq] = decode(Sure(), "block_diffusion", settings, prompts=[[1, 1, 1, 1]], max_new_tokens=8)
+    assert seq.stats.forwards["target"] == forwards

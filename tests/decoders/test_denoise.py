@@ -114,31 +114,23 @@ def test_feeds_give_the_span_their_diagram_shows(feed, step, span):
     assert feed.span(Block(8, 12, 20), step) == span
 
 
-def test_a_shifted_model_feeds_the_token_before_the_block_while_its_row_is_needed():
-    model = CountingModel(CountsSeen(shift=1))
-    decoder = Denoises(
-        blocks=[Block(4, 7, 9)], feed=CanvasFeed("dual"), rules=[Scheduled(3, order="left_to_right")]
-    )
-    seq = Sequence(prompt=np.ones(4, int), family=model.family, stop=StopRules(max_new_tokens=5))
-    engine = Engine(model)
-    engine.submit(decoder, seq)
-    engine.run()
-    fed = [forward.positions.tolist() for [(_, forward)] in model.calls]
-    assert fed == [list(range(9)), [4, 5, 6], [4, 5, 6]]
-    right_to_left = Denoises(blocks=[Block(4, 7, 9)], feed=CanvasFeed("dual"), rules=[_RightToLeft()])
-    model.calls.clear()
-    seq = Sequence(prompt=np.ones(4, int), family=model.family, stop=StopRules(max_new_tokens=5))
-    engine.submit(right_to_left, seq)
-    engine.run()
-    fed = [forward.positions.tolist() for [(_, forward)] in model.calls]
-    assert fed == [list(range(9)), [3, 4, 5, 6], [3, 4, 5, 6]]
+class RightToLeft:
+    """Commits the last candidate."""
 
-
-class _RightToLeft:
     reads, of = (), "model"
 
     def __call__(self, candidates):
         return np.array([len(candidates.positions) - 1])
+
+
+@pytest.mark.parametrize(
+    ("rule", "fed"), [(Scheduled(3, order="left_to_right"), [4, 5, 6]), (RightToLeft(), [3, 4, 5, 6])]
+)
+def test_a_shifted_model_feeds_the_token_before_the_block_while_its_row_is_needed(rule, fed):
+    model = CountingModel(CountsSeen(shift=1))
+    decoder = Denoises(blocks=[Block(4, 7, 7)], feed=CanvasFeed("dual"), rules=[rule])
+    run(model, decoder, [1, 1, 1, 1], 3)
+    assert [forward.positions.tolist() for [(_, forward)] in model.calls] == [list(range(7)), fed, fed]
 
 
 @torch.no_grad()

@@ -252,8 +252,7 @@ def the_steps_add_up_to_the_result(subject: Subject) -> None:
     """The commits together are the output, each position once and with the forward it came from."""
     for law in _LAWS[::3]:
         events: list[Event] = []
-        listener: Listener = lambda _, event, events=events: events.append(event)  # type: ignore[misc]  # noqa: E731
-        [seq] = subject.decode(subject.sequence(random_prompt(6), law=law, listeners=(listener,)))
+        [seq] = subject.decode(subject.sequence(random_prompt(6), law=law, listeners=(_keep(events),)))
         commits = [event for event in events if event.kind == "commit"]
         positions = np.concatenate([event.positions for event in commits])
         tokens = np.concatenate([event.tokens for event in commits])
@@ -427,6 +426,10 @@ class _Raises(Decoder):
 def _model(kind: Kind, shift: int, seed: int = 0) -> LanguageModel:
     # Fewer rows than the largest batch, so that sequences wait and take over rows.
     return tiny_model(kind, shift=shift, seed=seed, max_rows=6)
+
+
+def _keep(events: list[Event]) -> Listener:
+    return lambda _, event: events.append(event)
 
 
 def _fed(counting: CountingModel) -> int:

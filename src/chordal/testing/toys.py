@@ -106,18 +106,15 @@ class ToyModel(ABC):
         assert forward.read is not None
         sees = forward.sees
         visible = sees if isinstance(sees, Visible) else sees.visible(slots)
-        views: dict[tuple[int, int], Ints] = {}
+        views: dict[bytes, Ints] = {}  # the queries of a canvas mostly see the same
         for query in forward.read.rows.tolist():
-            span = int(visible.start[query]), int(visible.end[query])
+            seen = np.arange(visible.start[query], visible.end[query])
             if visible.own is not None:
-                view = self._view(row, np.union1d(np.arange(*span), slots[visible.own[query]]))
-            else:
-                view = (
-                    views[span]
-                    if span in views
-                    else views.setdefault(span, self._view(row, np.arange(*span)))
-                )
-            yield self.logits(int(forward.positions[query]), view)
+                seen = np.union1d(seen, slots[visible.own[query]])
+            key = seen.tobytes()
+            if key not in views:
+                views[key] = self._view(row, seen)
+            yield self.logits(int(forward.positions[query]), views[key])
 
     def _view(self, row: int, slots: Ints) -> Ints:
         positions = self._positions[row, slots]
