@@ -254,34 +254,29 @@ def test_a_listener_that_fails_ends_its_own_sequence_only():
     assert healthy.output.tolist() == alone(seed=1)
 
 
-def test_logits_that_are_not_finite_end_their_sequence_and_nothing_of_them_stays():
-    """On one row, so that the next sequence gets the one that was poisoned."""
-    model = tiny_model(max_rows=1)
-    engine = Engine(model)
-    sick = submit(engine, prompt=np.array([3, TINY_POISON, 4]))
-    healthy = submit(engine, prompt=np.array([3, 5, 4]))
-    engine.run()
-    assert sick.finish_reason == "error"
-    assert str(sick.error) == "tiny causal gave logits that are not finite."
-    fresh = Engine(tiny_model(max_rows=1))
-    want = submit(fresh, prompt=np.array([3, 5, 4]))
-    fresh.run()
-    assert healthy.finish_reason == "length"
-    assert healthy.output.tolist() == want.output.tolist()
+def prefill_and_wait(seq):
+    yield span(seq, seq.num_prompt, read=False)
+    yield span(seq, 1)
 
 
-def test_what_was_cached_before_a_cancellation_cannot_poison_the_next_sequence():
-    def prefill_and_wait(seq):
-        yield span(seq, 3, read=False)
-        yield span(seq, 1)
-
-    engine = Engine(tiny_model(max_rows=1))
-    sick = submit(engine, decoder=Script(prefill_and_wait), prompt=np.array([3, TINY_POISON, 4]))
-    engine.step()
-    engine.cancel(sick)
+@pytest.mark.parametrize("decoder", [Autoregressive(), Script(prefill_and_wait)], ids=["read", "cached"])
+def test_what_is_not_finite_ends_its_sequence_and_is_gone_before_the_next_has_its_row(decoder):
+    """Beside a longer sequence, attention spans the slots that held it, and 0 times NaN is NaN."""
+    engine = Engine(tiny_model(max_rows=2))
+    long = submit(engine, 20, prompt=np.full(20, 5))
+    sick = submit(engine, decoder=decoder, prompt=np.array([3] * 8 + [TINY_POISON, 4]))
     healthy = submit(engine)
+    engine.step()
+    if isinstance(decoder, Autoregressive):
+        assert str(sick.error) == "tiny causal gave logits that are not finite."
+    else:  # nothing has been read yet that would tell
+        engine.cancel(sick)
     engine.run()
-    assert healthy.finish_reason == "length"
+    assert [seq.finish_reason for seq in (long, healthy)] == ["length", "length"]
+    fresh = Engine(tiny_model(max_rows=2))
+    want = submit(fresh)
+    fresh.run()
+    assert healthy.output.tolist() == want.output.tolist()
 
 
 def test_a_request_beyond_the_cache_ends_its_sequence_even_before_its_row_was_used():

@@ -360,10 +360,11 @@ def test_a_bad_prompt_in_a_list_is_found_before_anything_runs(model):
     assert (model.engine.has_work, model.engine.passes) == (False, {"target": 0})
 
 
-def test_an_exception_while_results_are_told_frees_every_row(model):
+def test_an_exception_while_results_are_told_frees_every_row(make):
     def interrupt(index, result):
         raise KeyboardInterrupt
 
+    model = make(max_rows=1)
     with pytest.raises(KeyboardInterrupt):
         model.generate([[5, 6], [7, 8, 9]], max_new_tokens=4, on_finish=interrupt)
     assert (model.engine.has_work, model.engine.num_live) == (False, 0)

@@ -134,10 +134,10 @@ def test_a_window_sees_its_last_slots_only(make_backbone, make_model, size):
     at = np.arange(30)
     can_attend = (at <= at[:, None]) & (at > at[:, None] - size)
     want = by_transformers(make_backbone(), tokens, can_attend)
-    assert_same(run_one(model, feed(tokens, sees=Window(size))), want)
-    for start in range(0, 30, 12):
-        got = run_one(model, feed(tokens[start : start + 12], start, Window(size)), 1)
-        assert_same(got, want[start : start + 12])
+    for row, step in enumerate((30, 12, 1)):
+        for start in range(0, 30, step):
+            got = run_one(model, feed(tokens[start : start + step], start, Window(size)), row)
+            assert_same(got, want[start : start + step])
 
 
 @pytest.mark.parametrize("length", [1, 4, 7])
@@ -385,25 +385,25 @@ def test_a_text_may_grow_beyond_the_slots_held_at_first(make_backbone, make_mode
 
 def test_a_moved_row_goes_on_where_it_was(make_backbone, make_model):
     model, tokens = make_model(), random_tokens(30)
-    for row in range(3):
-        run_one(model, feed(random_tokens(12, row) if row < 2 else tokens[:12]), row)
+    want = by_transformers(make_backbone(), tokens)
+    for row, text in enumerate([random_tokens(12, 1), random_tokens(12, 2), tokens[:20]]):
+        run_one(model, feed(text), row)
     model.move_row(2, 0)
     model.free_row(2)
-    want = by_transformers(make_backbone(), tokens)
-    assert_same(run_one(model, feed(tokens[12:20], 12), 0), want[12:20])
     # What it reads without writing goes behind what it holds, not behind what the row held before.
-    assert_same(
-        run_one(model, peek(tokens[20:], np.arange(20, 30), Tree(20, tuple(range(-1, 9)))), 0), want[20:]
-    )
+    peeked = run_one(model, peek(tokens[20:], np.arange(20, 30), Tree(20, tuple(range(-1, 9)))))
+    assert_same(peeked, want[20:])
+    assert_same(run_one(model, feed(tokens[20:], 20)), want[20:])
 
 
 def test_a_freed_row_starts_anew(make_backbone, make_model):
     model, tokens = make_model(), random_tokens(10)
-    run_one(model, feed(random_tokens(50, 1)))
+    run_one(model, feed(random_tokens(250, 1)))
     model.free_row(0)
+    # With all of its slots: these would not fit behind the 250.
+    canvas = random_tokens(600, 2)
+    run_one(model, peek(canvas, np.arange(600) % 256, Together()))
     assert_same(run_one(model, feed(tokens)), by_transformers(make_backbone(), tokens))
-    peeked = run_one(model, peek(tokens, np.arange(10), Together()))
-    assert_same(peeked, by_transformers(make_backbone(), tokens, np.ones((10, 10), bool)))
 
 
 # Values that are not finite.

@@ -11,7 +11,8 @@ Cost: num_steps passes over the whole canvas, twice as many rows with guidance.
 Departs from the papers: the mask token is never committed; ties go to the lower position; blocks need
 not divide the canvas nor steps the blocks (equal wherever they do); `defer_eos` follows what LLaDA's
 code does at temperature 0 at every temperature; decoding ends as soon as everything up to a stop
-token is committed, where LLaDA would go on filling the rest (ignore_eos gives all num_steps passes).
+token is committed, where LLaDA would go on filling the rest (with ignore_eos it does too); top-k comes
+before top-p, as everywhere in Chordal, where Dream has them the other way round.
 """
 
 from __future__ import annotations
