@@ -128,10 +128,12 @@ def test_scores_of_the_law_are_after_temperature_and_truncation():
 def test_a_banned_token_is_never_chosen_and_has_no_probability():
     logits = random_logits(4)
     best = logits.argmax(1)
-    [reading] = read_logits(logits, [Sample(rows(4), scores=("probs",), banned=tuple(set(best.tolist())))])
+    banned = tuple(set(best.tolist()))
+    [unscored] = read_logits(logits, [Sample(rows(4), banned=banned)])
+    [reading] = read_logits(logits, [Sample(rows(4), scores=("probs",), banned=banned)])
     left = logits.clone()
     left[:, best] = -INF
-    assert reading.tokens.tolist() == left.argmax(1).tolist()
+    assert reading.tokens.tolist() == unscored.tokens.tolist() == left.argmax(1).tolist()
     np.testing.assert_allclose(reading.probs, left.softmax(1).amax(1), rtol=1e-5)
 
 
