@@ -118,6 +118,7 @@ def tradeoff(count: int, file: Path | None) -> None:
         model = chordal.load(name, dtype="float32")
         for decoder, config in settings:
             text = ", ".join(f"{key}={value}" for key, value in config.items())
+            text = text.replace("tokens_per_step=", "num_steps=canvas/")
             cells = []
             for task in TRADEOFF_TASKS:
                 accuracy, per_forward = measure(model, task, count, decoder, config)
