@@ -23,5 +23,5 @@ RECIPE = Recipe(
     family={"family": "causal"},
     stages=(Stage(objective=causal_loss),),
     backbone=BACKBONE,
-    num_steps=3200,
+    num_steps=3600,
 )
