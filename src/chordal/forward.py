@@ -126,7 +126,7 @@ class Sample:
         law: Distribution the tokens are drawn from; temperature 0 takes the most likely one.
         uniforms: One number in [0, 1) for each row, float `[r]`; needed unless the law is greedy.
         scores: Which of "probs", "margin" and "entropy" to bring back.
-        of: Distribution the scores are of: "model" (softmax of the raw logits) or "law" (after
+        of: Distribution the scores are of: "model" (softmax after penalties and bans) or "law" (after
             temperature and truncation, where temperature 0 counts as 1).
         contexts: Tokens that precede each row, for the repetition penalty: `[r]` arrays.
         banned: Token ids that are never chosen and have no probability.

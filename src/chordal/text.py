@@ -21,8 +21,6 @@ class TextStream:
     def __init__(self, seq: Sequence) -> None:
         self.seq = seq
         self._given = 0  # characters
-        self._settled = 0  # tokens whose text is in `_text` for good
-        self._text = ""
 
     def take(self) -> str:
         """Take the text that has become certain since the last call."""
