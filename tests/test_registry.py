@@ -17,7 +17,7 @@ from chordal.registry import (
     make_decoder,
 )
 
-BUILT_IN = ["autoregressive", "prompt_lookup", "low_confidence", "threshold", "block_diffusion"]
+BUILT_IN = ["autoregressive", "prompt_lookup", "low_confidence", "threshold", "block_diffusion", "wedlm"]
 
 PLUGIN = """
 from dataclasses import dataclass
@@ -76,7 +76,7 @@ def test_the_list_describes_every_decoder():
     for row in rows:
         assert list(row) == ["name", "family", "promise", "exact_when", "needs", "paper"]
         assert row["family"] in ("autoregressive", "diffusion")
-        assert set(row["needs"]) <= {"causal", "masked", "block"}
+        assert set(row["needs"]) <= {"causal", "masked", "block", "masked_causal", "uniform"}
         # Whoever does not promise exactness says at which setting there would be some.
         assert (row["promise"], bool(row["exact_when"])) in [("exact", False), ("approximate", True)]
 
@@ -86,7 +86,7 @@ def test_an_unknown_decoder_is_answered_with_near_matches_and_all_names():
         decoder_class("promt_lookup")
     assert str(error.value) == (
         "unknown decoder 'promt_lookup'. Did you mean prompt_lookup? "
-        "Known: autoregressive, block_diffusion, low_confidence, prompt_lookup, threshold."
+        "Known: autoregressive, block_diffusion, low_confidence, prompt_lookup, threshold, wedlm."
     )
     with pytest.raises(UnknownNameError, match=r"unknown decoder 'zzz'\. Known: "):
         make_decoder("zzz")

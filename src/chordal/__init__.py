@@ -24,7 +24,7 @@ _PUBLIC = {
     "Reading": "chordal.forward",
     "Request": "chordal.generation",
     "Sequence": "chordal.sequence",
-    "bundled_models": "chordal.models.load",
+    "bundled_models": "chordal.models.checkpoint",
     "list_decoders": "chordal.registry",
     "load": "chordal.generation",
 }
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from chordal.generation import Model as Model
     from chordal.generation import Request as Request
     from chordal.generation import load as load
-    from chordal.models.load import bundled_models as bundled_models
+    from chordal.models.checkpoint import bundled_models as bundled_models
     from chordal.ops.sampling import Law as Law
     from chordal.registry import list_decoders as list_decoders
     from chordal.sequence import Sequence as Sequence

@@ -14,7 +14,7 @@ from chordal.decoders.decoder import Decoder
 from chordal.engine import Engine
 from chordal.errors import InputError, PromptError, UnknownNameError
 from chordal.forward import Ints
-from chordal.models.load import load_model
+from chordal.models.load import Quantization, load_model
 from chordal.ops.sampling import Law
 from chordal.registry import make_decoder
 from chordal.sequence import Event, FinishReason, Listener, Sequence, StopRules
@@ -69,7 +69,8 @@ class Request:
     """How to decode: decoder, sampling law, stops. Names as in transformers' `generate`.
 
     Attributes:
-        decoder: Name, or a decoder with its config; None takes the plain one of the model's kind.
+        decoder: Name, or a decoder with its config; None takes the default of the model's kind, with the
+            settings the model was published with.
         config: Settings of the decoder by name.
         max_new_tokens: Most new tokens, at least 1; a masked-diffusion model's canvas has this length.
             None takes 64, or what the window leaves.
@@ -199,9 +200,11 @@ class Model:
 
     def decoder(self, request: Request) -> Decoder:
         """Make the decoder of a request and check that it fits the model."""
-        decoder = make_decoder(
-            self.family.default_decoder if request.decoder is None else request.decoder, request.config
-        )
+        if request.decoder is None:
+            settings = {**self.family.settings, **(request.config or {})}
+            decoder = make_decoder(self.family.default_decoder, settings)
+        else:
+            decoder = make_decoder(request.decoder, request.config)
         decoder.check(self.family)
         return decoder
 
@@ -335,23 +338,52 @@ def load(
     draft: str | os.PathLike[str] | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    quantization: Quantization | None = None,
+    tensor_parallel: bool = False,
+    block_length: int | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
     max_rows: int = 64,
 ) -> Model:
-    """Load a bundled model or a checkpoint folder.
+    """Load a bundled model, a checkpoint folder or a hub repository; nothing in it is executed.
 
     Args:
-        model: Bundled name, e.g. "tiny-ar", or a folder in transformers' layout.
+        model: Bundled name, e.g. "tiny-ar", a folder, or a hub id (owner/name).
         draft: A second model of the same vocabulary, for decoders that ask for one named "draft".
         device: As torch names it; None takes "cuda" if there is one, else "cpu".
-        dtype: "float32", "bfloat16", "float16" or "float64"; None chooses.
+        dtype: "float32", "bfloat16", "float16" or "float64"; None takes the checkpoint's own, but
+            float32 for small models on a CPU.
+        device_map: Spread the layers over devices, as accelerate has it, e.g. "auto"; instead of `device`.
+        quantization: "int8" or "int4" keeps the weights of linear layers in that many bits (torchao).
+        tensor_parallel: Split every layer over the processes that torchrun started.
+        block_length: Of a block-diffusion model whose files do not say it.
+        revision: Branch, tag or commit of the model's hub repository.
+        token: Access token of the hub.
+        local_files_only: Take hub repositories from the local cache only.
         max_rows: Sequences decoded at once, at most.
 
     Raises:
-        CheckpointError: The folder is missing, damaged or of a kind that is not supported.
+        CheckpointError: A checkpoint is missing, damaged or of a kind that is not supported.
+        InputError: No such device or type, or settings that exclude each other.
     """
-    models = {"target": load_model(model, device=device, dtype=dtype, max_rows=max_rows)}
+    both: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype,
+        "device_map": device_map,
+        "tensor_parallel": tensor_parallel,
+        "token": token,
+        "local_files_only": local_files_only,
+        "max_rows": max_rows,
+    }
+    models = {
+        "target": load_model(
+            model, quantization=quantization, block_length=block_length, revision=revision, **both
+        )
+    }
     if draft is not None:
-        models["draft"] = load_model(draft, device=device, dtype=dtype, max_rows=max_rows)
+        models["draft"] = load_model(draft, **both)
         sizes = models["target"].vocab_size, models["draft"].vocab_size
         if sizes[0] != sizes[1]:
             raise InputError(f"target and draft need one vocabulary; got {sizes[0]} and {sizes[1]} tokens.")

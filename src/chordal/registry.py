@@ -23,6 +23,7 @@ _BUILT_IN = {
     "low_confidence": "chordal.decoders.low_confidence:LowConfidence",
     "threshold": "chordal.decoders.threshold:ThresholdDecoder",
     "block_diffusion": "chordal.decoders.block_diffusion:BlockDiffusion",
+    "wedlm": "chordal.decoders.wedlm:WeDLM",
 }
 
 

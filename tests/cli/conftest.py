@@ -53,7 +53,7 @@ def zoo_dir(tmp_path_factory, make_backbone, tokenizer):
 @pytest.fixture
 def run(zoo_dir, monkeypatch, capsys):
     """Run a command line on the tiny zoo; `stdin` is a stream, or what is piped into it."""
-    monkeypatch.setattr("chordal.models.load.zoo_dir", lambda: zoo_dir)
+    monkeypatch.setattr("chordal.models.checkpoint.zoo_dir", lambda: zoo_dir)
 
     def run(*args, stdin=""):
         if isinstance(stdin, (str, bytes)):

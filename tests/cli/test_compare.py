@@ -136,7 +136,7 @@ def test_demo_gives_json_too(run, quick_demo):
 
 
 def test_demo_without_bundled_models_is_one_clear_line(run, monkeypatch, tmp_path):
-    monkeypatch.setattr("chordal.models.load.zoo_dir", lambda: tmp_path)
+    monkeypatch.setattr("chordal.models.checkpoint.zoo_dir", lambda: tmp_path)
     result = run("compare", "--demo")
     assert (result.code, result.out) == (2, "")
     assert "tiny-ar and tiny-block and tiny-mdm" in result.err.splitlines()[0]

@@ -37,7 +37,7 @@ def test_models_are_listed_with_family_and_size(run, zoo_dir):
 
 @pytest.mark.parametrize("args", [[], ["--json"]])
 def test_no_bundled_models_is_no_failure(run, monkeypatch, tmp_path, args):
-    monkeypatch.setattr("chordal.models.load.zoo_dir", lambda: tmp_path)
+    monkeypatch.setattr("chordal.models.checkpoint.zoo_dir", lambda: tmp_path)
     # `run` has set the folder already; the listing must not have kept it.
     result = run("list", "--models", *args)
     assert result.code == 0

@@ -54,7 +54,7 @@ def test_running_again_goes_on_where_it_was(run, runs):
 
 
 def test_recipe_starts_from_the_model_beside_it_and_keeps_its_vocabulary(run, runs, monkeypatch, tmp_path):
-    monkeypatch.setattr("chordal.models.load.zoo_dir", lambda: tmp_path)
+    monkeypatch.setattr("chordal.models.checkpoint.zoo_dir", lambda: tmp_path)
     run("train", "tiny-ar", "--steps", 1)
     shutil.rmtree(runs / "tokenizer")
     result = run("train", "tiny-block", "--steps", 1)
@@ -71,7 +71,7 @@ def test_recipe_starts_from_the_bundled_model_otherwise(run, runs):
 
 
 def test_missing_start_is_one_clear_line(run, runs, monkeypatch, tmp_path):
-    monkeypatch.setattr("chordal.models.load.zoo_dir", lambda: tmp_path)
+    monkeypatch.setattr("chordal.models.checkpoint.zoo_dir", lambda: tmp_path)
     result = run("train", "tiny-block")
     assert (result.code, result.out) == (2, "")
     assert "Run chordal train tiny-ar first" in result.err

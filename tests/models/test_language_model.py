@@ -414,7 +414,7 @@ def poisoned(make_model):
     """A model with a token whose embedding is not a number."""
     model = make_model()
     with torch.no_grad():
-        model.backbone.get_input_embeddings().weight[POISON] = float("nan")
+        model.architecture.backbone.get_input_embeddings().weight[POISON] = float("nan")
     return model
 
 

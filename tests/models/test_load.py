@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-import chordal.models.load as load_module
+import chordal.models.checkpoint as checkpoint_module
 from chordal.errors import CheckpointError, InputError
-from chordal.models.load import bundled_models, load_model
+from chordal.models.checkpoint import bundled_models
+from chordal.models.load import load_model
 
 INTRUDER = """
 import pathlib
@@ -37,7 +38,7 @@ def zoo(tmp_path, monkeypatch):
         (tmp_path / "zoo" / name).mkdir(parents=True)
     for name in ("tiny-ar", "tiny-mdm"):
         (tmp_path / "zoo" / name / "config.json").write_text("{}")
-    monkeypatch.setattr(load_module, "zoo_dir", lambda: tmp_path / "zoo")
+    monkeypatch.setattr(checkpoint_module, "zoo_dir", lambda: tmp_path / "zoo")
     return tmp_path / "zoo"
 
 

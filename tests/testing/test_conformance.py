@@ -47,6 +47,12 @@ CONFIGS = {
         {"threshold": 0.2, "num_steps": 2, "merge": False},
         {"entropy_bound": 2.0},
     ],
+    "wedlm": [
+        {},
+        {"entropy_threshold": None, "window_length": 4},
+        {"entropy_threshold": 1.5, "distance_penalty": 0.1, "window_length": 5},
+        {"entropy_threshold": 9.0, "distance_penalty": 0.0, "window_length": 3},
+    ],
 }
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from chordal.engine import Engine
@@ -42,10 +43,14 @@ def test_tiny_models_are_seeded_and_answer_poison_with_nothing():
 
 
 @torch.no_grad()
-def test_among_masks_a_tiny_model_likes_the_mask_token_best():
-    model = tiny_model("masked").model
+@pytest.mark.parametrize("kind", ["masked", "masked_causal"])
+def test_among_masks_a_tiny_model_likes_the_mask_token_best(kind):
+    model = tiny_model(kind).model
     ids = torch.from_numpy(np.append(random_prompt(5), [TINY_MASK] * 15))[None]
-    logits = model(input_ids=ids, attention_mask=torch.ones(1, 1, 20, 20, dtype=torch.bool)).logits[0]
+    can_attend = torch.ones(1, 1, 20, 20, dtype=torch.bool)
+    if kind == "masked_causal":
+        can_attend = can_attend.tril()
+    logits = model(input_ids=ids, attention_mask=can_attend).logits[0]
     assert (logits[5:].argmax(1) == TINY_MASK).all()
 
 

@@ -117,7 +117,7 @@ def _run_demo(as_json: bool) -> None:
     from chordal.bench.compare import task_workloads
     from chordal.bench.demo import DEMO
     from chordal.generation import load
-    from chordal.models.load import bundled_models
+    from chordal.models.checkpoint import bundled_models
 
     if missing := sorted({scene.model for scene in DEMO} - set(bundled_models())):
         raise CheckpointError(

@@ -51,7 +51,7 @@ def _decoders() -> list[dict[str, Any]]:
 
 
 def _models() -> list[dict[str, Any]]:
-    from chordal.models.load import bundled_models, zoo_dir
+    from chordal.models.checkpoint import bundled_models, zoo_dir
 
     rows = []
     for name in bundled_models():

@@ -86,7 +86,7 @@ def _speed(at: Progress) -> str:
 
 def _find_init(recipe: Recipe, runs: Path) -> Path:
     """Find the model a recipe starts from: trained beside it, or else bundled."""
-    from chordal.models.load import zoo_dir
+    from chordal.models.checkpoint import zoo_dir
 
     for path in (runs / str(recipe.init_from) / "model", zoo_dir() / str(recipe.init_from)):
         if (path / "config.json").exists():

@@ -35,6 +35,7 @@ class SlotCache(Cache):
         self.rows_held, self.num_slots = 1, min(_GROW_SLOTS, max_slots)
         self.first_row, self.num_rows, self.span = 0, 0, 0
         self.slots_BHTD: Tensor | None = None
+        self._positions_RS: Tensor | None = None
 
     @property
     def trash(self) -> int:
@@ -52,6 +53,8 @@ class SlotCache(Cache):
             self.num_slots = min(self.max_slots, max(num_slots, 2 * self.num_slots))
         for layer in self.slot_layers:
             layer.resize(self.rows_held, self.num_slots)
+        if self._positions_RS is not None:
+            self._positions_RS = _padded(self._positions_RS, self.rows_held, self.num_slots, slot_axis=1)
 
     def aim(self, first_row: int, slots_BT: Tensor, span: int) -> None:
         """Direct the next forward pass.
@@ -64,6 +67,21 @@ class SlotCache(Cache):
         self.first_row, self.num_rows, self.span = first_row, slots_BT.shape[0], span
         self.slots_BHTD = slots_BT[:, None, :, None]
 
+    def place(self, positions_BT: Tensor) -> Tensor:
+        """Note at which positions the tokens of this pass stand, and give those of all visible slots.
+
+        Only models with layers of limited reach need to know; they must place every pass.
+
+        Returns:
+            int `[B, span]`; of slots that were never written, anything.
+        """
+        assert self.slots_BHTD is not None, "the cache was not aimed before the forward pass"
+        if self._positions_RS is None:
+            self._positions_RS = positions_BT.new_zeros(self.rows_held, self.num_slots + 1)
+        positions_BS = self._positions_RS[self.first_row : self.first_row + self.num_rows]
+        positions_BS.scatter_(1, self.slots_BHTD[:, 0, :, 0], positions_BT)
+        return positions_BS[:, : self.span]
+
     @torch.inference_mode()
     def move_row(self, source: int, target: int) -> None:
         """Copy one row over another, when the last live sequence takes a freed place."""
@@ -73,6 +91,8 @@ class SlotCache(Cache):
             if layer.is_initialized:
                 layer.keys[target] = layer.keys[source]
                 layer.values[target] = layer.values[source]
+        if self._positions_RS is not None:
+            self._positions_RS[target] = self._positions_RS[source]
 
     @torch.inference_mode()
     def clear_row(self, row: int) -> None:
@@ -103,9 +123,8 @@ class _SlotLayer(CacheLayerMixin):
 
     def resize(self, num_rows: int, num_slots: int) -> None:
         if self.is_initialized:
-            rows, slots = num_rows - self.keys.shape[0], num_slots + 1 - self.keys.shape[2]
-            self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, slots, 0, 0, 0, rows))
-            self.values = torch.nn.functional.pad(self.values, (0, 0, 0, slots, 0, 0, 0, rows))
+            self.keys = _padded(self.keys, num_rows, num_slots, slot_axis=2)
+            self.values = _padded(self.values, num_rows, num_slots, slot_axis=2)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -117,8 +136,9 @@ class _SlotLayer(CacheLayerMixin):
         assert cache.slots_BHTD is not None, "the cache was not aimed before the forward pass"
         rows = slice(cache.first_row, cache.first_row + cache.num_rows)
         keys, values = self.keys[rows], self.values[rows]
-        keys.scatter_(2, cache.slots_BHTD.expand_as(key_states), key_states)
-        values.scatter_(2, cache.slots_BHTD.expand_as(value_states), value_states)
+        slots_BHTD = cache.slots_BHTD.to(keys.device)  # the layers of a model may be on several
+        keys.scatter_(2, slots_BHTD.expand_as(key_states), key_states)
+        values.scatter_(2, slots_BHTD.expand_as(value_states), value_states)
         return keys[:, :, : cache.span], values[:, :, : cache.span]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -129,3 +149,12 @@ class _SlotLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return self.cache.max_slots
+
+
+def _padded(held: Tensor, num_rows: int, num_slots: int, *, slot_axis: int) -> Tensor:
+    """Copy into a tensor with room for more rows and slots; one slot behind the last is the trash."""
+    shape = list(held.shape)
+    shape[0], shape[slot_axis] = num_rows, num_slots + 1
+    grown = held.new_zeros(shape)
+    grown.narrow(0, 0, held.shape[0]).narrow(slot_axis, 0, held.shape[slot_axis]).copy_(held)
+    return grown

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, get_args
 
 from chordal.errors import CheckpointError
 
-Kind = Literal["causal", "masked", "block"]
+Kind: TypeAlias = Literal["causal", "masked", "block", "masked_causal", "uniform"]
 
 _DEFAULT_DECODERS: dict[Kind, str] = {
     "causal": "autoregressive",
     "masked": "low_confidence",
     "block": "block_diffusion",
+    "masked_causal": "wedlm",
+    "uniform": "renoise",
+}
+
+_ATTENTION: dict[Kind, str] = {
+    "causal": "causal",
+    "masked": "full",
+    "block": "full inside blocks, causal between them",
+    "masked_causal": "causal in the order of feeding",
+    "uniform": "causal prefix, full canvas",
 }
 
 
@@ -21,57 +32,78 @@ class Family:
     """Facts of a checkpoint.
 
     Attributes:
+        name: Family it was recognised as; "chordal" for our own checkpoints, else transformers' model
+            type.
         kind: "causal" (each token sees those before it), "masked" (full attention, fills in mask
-            tokens) or "block" (full attention inside blocks, causal between them).
-        mask_id: The mask token, None for causal models.
+            tokens), "block" (full attention inside blocks, causal between them), "masked_causal"
+            (fills in mask tokens under causal attention, known tokens fed first) or "uniform" (refines
+            a canvas of random tokens behind a causal prefix; there is no mask token).
+        mask_id: The mask token, None for kinds that have none.
         shift: 0 if the logits at a position predict the token at it, 1 if they predict the next one.
-        block_length: Tokens of a block, aligned to position 0, for the block kind.
+        block_length: Tokens of a block, aligned to position 0, for the block kind; of a canvas for the
+            uniform kind.
         eos_ids: Tokens that end a text.
+        settings: Settings of the default decoder that the checkpoint was published with.
     """
 
+    name: str = ""
     kind: Kind = "causal"
     mask_id: int | None = None
     shift: int = 1
     block_length: int | None = None
     eos_ids: tuple[int, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def default_decoder(self) -> str:
         """Name of the decoder that is the plain reference for this kind."""
         return _DEFAULT_DECODERS[self.kind]
 
+    @property
+    def attention(self) -> str:
+        """What a token of this kind of model sees, in words."""
+        return _ATTENTION[self.kind]
 
-def family_of(config: Any, eos_ids: tuple[int, ...]) -> Family:
-    """Read the family of a checkpoint from its own configuration.
+
+def make_family(facts: Mapping[str, Any], *, name: str, vocab_size: int, eos_ids: tuple[int, ...]) -> Family:
+    """Make a family from facts in the form of config.json's key "chordal", checked.
 
     Args:
-        config: transformers configuration; Chordal's facts are under its key "chordal".
-        eos_ids: Stop tokens from the generation config or the tokenizer.
+        facts: "family" (the kind), "mask_token_id", "shift", "block_length", "settings".
+        name: Of the family.
+        vocab_size: Ids are below it.
+        eos_ids: Tokens that end a text.
 
     Raises:
-        CheckpointError: The facts contradict each other.
+        CheckpointError: A fact is missing or impossible.
     """
-    facts = getattr(config, "chordal", None)
-    if facts is None:
-        return Family(eos_ids=eos_ids)
-    if not isinstance(facts, dict):
-        raise CheckpointError(f"config.json: chordal must be an object; got {facts!r}.")
     kind: Any = facts.get("family")
     mask_id, block_length = facts.get("mask_token_id"), facts.get("block_length")
     if kind not in get_args(Kind):
         raise CheckpointError(f"config.json: chordal.family must be one of {get_args(Kind)}; got {kind!r}.")
-    if kind != "causal" and mask_id is None:
+    if kind not in ("causal", "uniform") and mask_id is None:
         raise CheckpointError(f"config.json: a {kind} model needs chordal.mask_token_id; it is missing.")
-    last_id = config.get_text_config().vocab_size - 1
-    if mask_id is not None and mask_id not in range(last_id + 1):
+    if mask_id is not None and mask_id not in range(vocab_size):
         raise CheckpointError(
-            f"config.json: chordal.mask_token_id must be from 0 to {last_id}; got {mask_id!r}."
+            f"config.json: chordal.mask_token_id must be from 0 to {vocab_size - 1}; got {mask_id!r}."
         )
-    if kind == "block" and not (isinstance(block_length, int) and block_length > 0):
+    if kind in ("block", "uniform") and not (isinstance(block_length, int) and block_length > 0):
         raise CheckpointError(
-            f"config.json: a block model needs chordal.block_length of at least 1; got {block_length!r}."
+            f"config.json: a {kind} model needs chordal.block_length of at least 1; got {block_length!r}."
         )
     shift = facts.get("shift", 1 if kind == "causal" else 0)
-    if shift not in (0, 1):
-        raise CheckpointError(f"config.json: chordal.shift must be 0 or 1; got {shift!r}.")
-    return Family(kind=kind, mask_id=mask_id, shift=shift, block_length=block_length, eos_ids=eos_ids)
+    allowed = {"causal": (1,), "masked_causal": (0,), "uniform": (0,)}.get(kind, (0, 1))
+    if shift not in allowed:
+        raise CheckpointError(
+            f"config.json: chordal.shift of a {kind} model must be {' or '.join(map(str, allowed))}; "
+            f"got {shift!r}."
+        )
+    return Family(
+        name=name,
+        kind=kind,
+        mask_id=mask_id,
+        shift=shift,
+        block_length=block_length,
+        eos_ids=eos_ids,
+        settings=dict(facts.get("settings") or {}),
+    )

@@ -1,7 +1,8 @@
 """A transformers backbone that runs a batch of `Forward` requests in one pass.
 
 This is the only place where a model is called, where requests become padded tensors, and where
-readings are reduced on the device and brought to the host in one transfer.
+readings are reduced on the device and brought to the host in one transfer. Layer kinds that see less
+than the request asks for (sliding windows, chunks) are kept to what they see, by position.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from chordal.errors import InputError
 from chordal.forward import Forward, Hidden, Ints, Reading, Visible
+from chordal.models.architecture import Architecture, LayerKind
 from chordal.models.cache import SlotCache
 from chordal.models.family import Family
 from chordal.models.kernels import speed_up
@@ -51,19 +53,17 @@ class LanguageModel:
     ):
         self.model = model.eval()
         speed_up(model)
-        self.backbone = getattr(model, model.base_model_prefix)
-        self.head = model.get_output_embeddings()
+        self.architecture = Architecture.of(model)
         self.family = family
         self.tokenizer = tokenizer
         self.name = name
-        config = model.config.get_text_config()
-        self.window: int = config.max_position_embeddings
-        self.vocab_size: int = config.vocab_size
+        self.window = self.architecture.window
+        self.vocab_size = self.architecture.vocab_size
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.max_rows = max_rows
         # Read-only requests need slots behind a full window; one tuple of them may be twice as wide.
-        self.cache = SlotCache(config.num_hidden_layers, max_rows, 3 * self.window)
+        self.cache = SlotCache(self.architecture.num_layers, max_rows, 3 * self.window)
         self._used = [0] * max_rows  # one past the highest slot each row has written
 
     @torch.inference_mode()
@@ -109,9 +109,11 @@ class LanguageModel:
         packed_5BT[2][packed_5BT[2] < 0] = self.cache.trash
         tokens_BT, positions_BT, slots_BT, start_BT, end_BT = torch.from_numpy(packed_5BT).to(self.device)
 
-        can_attend_B1TS: Tensor | None = None
+        self.cache.aim(first_row, slots_BT, span)
         # One query a row that sees the whole span needs no mask. (Several would be taken for causal.)
-        if packed_5BT.shape[2] > 1 or (packed_5BT[4] != span).any() or packed_5BT[3].any():
+        is_all_seen = packed_5BT.shape[2] == 1 and (packed_5BT[4] == span).all() and not packed_5BT[3].any()
+        can_attend_B1TS: Tensor | None = None
+        if not is_all_seen:
             at_S = torch.arange(span, device=self.device)
             can_attend_B1TS = ((at_S >= start_BT[..., None]) & (at_S < end_BT[..., None]))[:, None]
             for p in placed:
@@ -121,11 +123,10 @@ class LanguageModel:
                     own_QQ = torch.from_numpy(p.visible.own).to(self.device)
                     can_attend_B1TS[p.row, 0, query_Q[:, None], slot_Q] |= own_QQ
 
-        self.cache.aim(first_row, slots_BT, span)
-        output = self.backbone(
+        output = self.architecture.backbone(
             input_ids=tokens_BT,
             position_ids=positions_BT,
-            attention_mask=can_attend_B1TS,
+            attention_mask=self._masks(can_attend_B1TS, positions_BT),
             past_key_values=self.cache,
             use_cache=True,
             output_hidden_states=any(isinstance(p.forward.read, Hidden) for p in placed),
@@ -143,6 +144,27 @@ class LanguageModel:
         if clear:
             self.cache.clear_row(row)
 
+    def _masks(self, can_attend_B1TS: Tensor | None, positions_BT: Tensor) -> Any:
+        """Give the mask in the form the backbone takes, one for each kind of layer if there are several."""
+        reach = self.architecture.reach
+        if all(size is None for size in reach.values()):
+            return self._mask(can_attend_B1TS)
+        masks = {kind: self._mask(can_attend_B1TS) for kind, size in reach.items() if size is None}
+        positions_BS = self.cache.place(positions_BT)
+        for kind, size in reach.items():
+            if size is not None:
+                near_B1TS = _is_near(kind, size, positions_BT[:, None, :, None], positions_BS[:, None, None])
+                masks[kind] = self._mask(
+                    near_B1TS if can_attend_B1TS is None else can_attend_B1TS & near_B1TS
+                )
+        return masks if self.architecture.has_mask_per_kind else next(iter(masks.values()))
+
+    def _mask(self, can_attend_B1TS: Tensor | None) -> Tensor | None:
+        if can_attend_B1TS is None or not self.architecture.adds_mask:
+            return can_attend_B1TS
+        lowest = torch.finfo(self.dtype).min
+        return torch.zeros_like(can_attend_B1TS, dtype=self.dtype).masked_fill(~can_attend_B1TS, lowest)
+
     def _read(self, placed: Sequence[_Placed], output: Any) -> list[Reading]:
         """Compute logits at the rows that are read, for the whole batch at once."""
         readings = [Reading() for _ in placed]
@@ -158,7 +180,7 @@ class LanguageModel:
                 at_2N.append(np.stack([np.full(len(read.rows), p.row), p.at + read.rows]))
         if reads:
             row_N, query_N = torch.from_numpy(np.concatenate(at_2N, 1)).to(self.device)
-            logits_NV = self.head(output.last_hidden_state[row_N, query_N]).float()
+            logits_NV = self.architecture.logits(output.last_hidden_state[row_N, query_N]).float()
             if self.family.mask_id is not None:
                 logits_NV[:, self.family.mask_id] = float("-inf")
             for (index, _), reading in zip(reads, read_logits(logits_NV, [r for _, r in reads]), strict=True):
@@ -168,3 +190,10 @@ class LanguageModel:
 
 def _visible(forward: Forward, slots: Ints) -> Visible:
     return forward.sees if isinstance(forward.sees, Visible) else forward.sees.visible(slots)
+
+
+def _is_near(kind: LayerKind, size: int, query: Tensor, key: Tensor) -> Tensor:
+    """Say which keys are within the reach of a layer, by their positions in the text."""
+    if kind == "chunked_attention":
+        return query // size == key // size
+    return (query - key).abs() < size

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 
@@ -48,6 +48,7 @@ _KINDS: tuple[tuple[Kind, int], ...] = (
     ("masked", 1),
     ("block", 0),
     ("block", 1),
+    ("masked_causal", 0),
 )
 
 
@@ -408,7 +409,7 @@ class _Raises(Decoder):
     name = "raises"
     family = "autoregressive"
     promise = "exact"
-    needs = ("causal", "masked", "block")
+    needs = get_args(Kind)
     paper = "-"
 
     @dataclass(frozen=True)

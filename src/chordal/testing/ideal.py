@@ -18,7 +18,7 @@ import numpy as np
 from chordal.decoders.decoder import Decoder
 from chordal.engine import Engine
 from chordal.forward import Floats, Ints
-from chordal.models.family import Family
+from chordal.models.family import Family, Kind
 from chordal.ops.sampling import Law
 from chordal.sequence import Sequence, StopRules
 from chordal.testing.toys import UNSEEN, ToyModel
@@ -74,12 +74,21 @@ class IdealModel(ToyModel):
         noise: Added to the logits, a different draw for each run and canvas: breaks ties of greedy
             decoding at random.
         shift: Of the family.
+        kind: Of the family; a mask behind causal attention knows as much as it sees.
         max_rows: Runs at once.
     """
 
-    def __init__(self, answers: Ints, *, noise: float = 0.0, shift: int = 0, max_rows: int = 256) -> None:
+    def __init__(
+        self,
+        answers: Ints,
+        *,
+        noise: float = 0.0,
+        shift: int = 0,
+        kind: Kind = "masked",
+        max_rows: int = 256,
+    ) -> None:
         num_items = max(int(answers.max()) + 1, 10)  # digits of a prompt are tokens too
-        family = Family(kind="masked", mask_id=num_items, shift=shift)
+        family = Family(kind=kind, mask_id=num_items, shift=shift)
         window = _PROMPT + answers.shape[1]
         super().__init__(family, num_items + 1, window=window, max_rows=max_rows, name="ideal")
         self.answers, self.noise = answers, noise
@@ -135,7 +144,7 @@ def simulate(decoder: Decoder, model: IdealModel, runs: int, *, temperature: flo
     """Decode a number of runs, each with its number as seed, through the engine.
 
     Args:
-        decoder: Decoder of masked models.
+        decoder: Decoder of models of its kind.
         model: The model.
         runs: How many.
         temperature: 0 is greedy.

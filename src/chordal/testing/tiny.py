@@ -100,7 +100,7 @@ def tiny_model(
     Among masks the mask token has the largest logit of all: a decoder that could commit it would.
 
     Args:
-        kind: "causal", "masked" or "block".
+        kind: "causal", "masked", "block" or "masked_causal".
         shift: Of the family; None is what the kind usually has.
         block_length: Of the block kind.
         arch: See `tiny_backbone`, as the next three.

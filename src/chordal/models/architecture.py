@@ -1,0 +1,175 @@
+"""What running a transformers model takes: its backbone, what its layers see, how its logits are made.
+
+Nothing here goes by a model's name. Whatever an architecture does behind its backbone (scaling,
+soft-capping) is kept by letting its own `forward` do it on hidden states computed elsewhere.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from chordal.errors import CheckpointError
+
+LayerKind: TypeAlias = Literal["full_attention", "sliding_attention", "chunked_attention"]
+
+# Where config classes keep the length of the window; the last is what ALiBi models extrapolate from.
+_WINDOW_NAMES = ("max_position_embeddings", "max_seq_len", "seq_length")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How to run one loaded model.
+
+    Attributes:
+        backbone: Gives hidden states; takes `input_ids`, `position_ids`, `attention_mask`,
+            `past_key_values`.
+        logits: Turns hidden states `[N, D]` into logits `[N, V]`.
+        num_layers: Layers with a cache.
+        window: Most tokens of a sequence.
+        vocab_size: Logits of a position.
+        reach: Kinds of attention layers, with how many positions one sees at most (None: all).
+        has_mask_per_kind: Whether the backbone takes a mask for each kind of layer.
+        adds_mask: Whether masks are added to the scores instead of being boolean.
+    """
+
+    backbone: Any
+    logits: Callable[[Tensor], Tensor]
+    num_layers: int
+    window: int
+    vocab_size: int
+    reach: dict[LayerKind, int | None]
+    has_mask_per_kind: bool
+    adds_mask: bool
+
+    @classmethod
+    def of(cls, model: Any) -> Architecture:
+        """Read the architecture of a loaded `...ForCausalLM`."""
+        config = model.config.get_text_config()
+        reach = attention_reach(config)
+        backbone = model.base_model
+        return cls(
+            backbone=backbone,
+            logits=_logits(model, backbone),
+            num_layers=config.num_hidden_layers,
+            window=window_of(config),
+            vocab_size=config.vocab_size,
+            reach=reach,
+            has_mask_per_kind=len(reach) > 1,
+            adds_mask=model.config._attn_implementation == "eager",
+        )
+
+
+def window_of(config: Any) -> int:
+    """Give the most tokens a sequence of this model may have."""
+    for name in _WINDOW_NAMES:
+        if isinstance(size := getattr(config, name, None), int):
+            return size
+    raise CheckpointError(f"config.json: none of {', '.join(_WINDOW_NAMES)} says how long a text may be.")
+
+
+def attention_reach(config: Any) -> dict[LayerKind, int | None]:
+    """Give the kinds of attention layers a config describes and how far each sees.
+
+    Raises:
+        CheckpointError: A kind keeps another state than keys and values by position.
+    """
+    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
+    sliding_window = getattr(config, "sliding_window", None)
+    if not kinds:
+        is_sliding = sliding_window is not None and getattr(config, "use_sliding_window", True)
+        kinds = ["sliding_attention" if is_sliding else "full_attention"]
+    if unknown := [kind for kind in kinds if kind not in get_args(LayerKind)]:
+        raise CheckpointError(
+            f"config.json: {config.model_type} has layers of the kind {unknown[0]}; only attention over "
+            f"cached keys and values can be decoded in parallel ({', '.join(get_args(LayerKind))})."
+        )
+    sizes = {
+        "full_attention": None,
+        "sliding_attention": sliding_window,
+        "chunked_attention": getattr(config, "attention_chunk_size", None),
+    }
+    return {kind: sizes[kind] for kind in kinds}
+
+
+def refuse_unsupported(model_class: Any, config: Any) -> None:
+    """Refuse an architecture that a batch of slots and positions cannot express.
+
+    Args:
+        model_class: A transformers `...ForCausalLM`.
+        config: Its config.
+
+    Raises:
+        CheckpointError: The model keeps a running state, makes up positions of its own, or is only half
+            of a model that reads another input.
+    """
+    name = model_class.__name__
+    text = config.get_text_config()
+    if getattr(model_class, "_is_stateful", False):
+        raise CheckpointError(f"{name} keeps a running state; it cannot take back a token it was fed.")
+    takes = inspect.signature(model_class.forward).parameters
+    # Encoders that can be made decoders say so in their config; some decoders have the key and no use for it.
+    is_encoder = getattr(text, "is_decoder", None) is False and "encoder_hidden_states" in takes
+    if config.is_encoder_decoder or is_encoder:
+        raise CheckpointError(f"{name} is not a decoder-only language model.")
+    attention_reach(text)
+    window_of(text)
+    if missing := {"position_ids", "attention_mask", "past_key_values"} - set(takes):
+        raise CheckpointError(
+            f"{name} does not take {', '.join(sorted(missing))}, so its tokens cannot be placed freely."
+        )
+
+
+def _logits(model: Any, backbone: Any) -> Callable[[Tensor], Tensor]:
+    """Use the output embedding alone where that is all there is, else the model's own way."""
+    head = model.get_output_embeddings()
+    whole = _own_logits(model, backbone)
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(2, head.weight.shape[-1], generator=generator).to(model.device, model.dtype)
+    with torch.inference_mode():
+        try:
+            is_plain = torch.equal(head(states).float(), whole(states).float())
+        except (AttributeError, TypeError):  # it reaches into its backbone; loading checks the logits anyway
+            is_plain = True
+    return head if is_plain else whole
+
+
+def _own_logits(model: Any, backbone: Any) -> Callable[[Tensor], Tensor]:
+    """Run a model's `forward` on hidden states, with a stand-in where its backbone was."""
+    given = _Given()
+    shell = copy.copy(model)
+    modules = {name: given if part is backbone else part for name, part in model._modules.items()}
+    shell.__dict__["_modules"] = modules
+    no_tokens = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+
+    def logits(states_ND: Tensor) -> Tensor:
+        given.states = states_ND[None]
+        output: Tensor = shell(input_ids=no_tokens, use_cache=False).logits[0]
+        return output
+
+    return logits
+
+
+class _Given(torch.nn.Module):
+    """A backbone that gives what it was given."""
+
+    states: Tensor
+
+    def forward(self, *args: Any, **kwargs: Any) -> _Output:
+        return _Output(last_hidden_state=self.states)
+
+
+class _Output(BaseModelOutputWithPast):
+    """What a backbone returns, with nothing in the fields that only some of them have."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return None
