@@ -14,7 +14,8 @@ from chordal.decoders.decoder import Decoder
 from chordal.engine import Engine
 from chordal.errors import InputError, PromptError, UnknownNameError
 from chordal.forward import Ints
-from chordal.models.load import Quantization, load_model
+from chordal.models.load import load_model
+from chordal.models.quantization import Quantization
 from chordal.ops.sampling import Law
 from chordal.registry import make_decoder
 from chordal.sequence import Event, FinishReason, Listener, Sequence, StopRules

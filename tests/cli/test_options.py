@@ -2,14 +2,31 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 
 import pytest
 
 from chordal.cli.compare import compare
 from chordal.cli.generate import generate
-from chordal.cli.options import parse_settings
-from chordal.errors import InputError
-from chordal.generation import Request
+from chordal.cli.options import Loading, parse_settings
+from chordal.errors import ChordalError, InputError
+from chordal.generation import Request, load
+from chordal.models.placement import place
+
+PROMPT = "copy: Ana Ben Cleo"
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """What `chordal.load` is called with; nothing is loaded."""
+    calls = []
+
+    def note(**settings):
+        calls.append(settings)
+        raise ChordalError("noted")
+
+    monkeypatch.setattr("chordal.generation.load", note)
+    return calls
 
 
 @pytest.mark.parametrize(
@@ -52,3 +69,85 @@ def test_defaults_are_those_of_the_library(command):
     assert len(fields) >= 8
     for field in fields:
         assert parameters[field.name].default == field.default
+
+
+def test_loading_has_the_arguments_and_defaults_of_the_library():
+    ours = {field.name: field.default for field in dataclasses.fields(Loading)}
+    theirs = {name: one.default for name, one in inspect.signature(load).parameters.items()}
+    del theirs["max_rows"]  # follows from the batch size
+    assert ours | {"model": None} == theirs | {"model": None}
+
+
+@pytest.mark.parametrize("command", [["generate", PROMPT], ["compare", "--tasks", "copy"]])
+def test_every_option_of_loading_reaches_the_library(run, loads, command):
+    shown = run(
+        *command, "--model", "a/b", "--draft", "c", "--device", "cpu", "--dtype", "float16",
+        "--device-map", '{"model": 0, "lm_head": "disk"}', "--quantization", "int8", "--tensor-parallel",
+        "--block-length", 8, "--revision", "main", "--token", "secret", "--local-files-only",
+    )  # fmt: skip
+    assert shown.err == "Error: noted\n"
+    [given] = loads
+    assert given == {
+        "model": "a/b",
+        "draft": "c",
+        "device": "cpu",
+        "dtype": "float16",
+        "device_map": {"model": 0, "lm_head": "disk"},
+        "quantization": "int8",
+        "tensor_parallel": True,
+        "block_length": 8,
+        "revision": "main",
+        "token": "secret",
+        "local_files_only": True,
+        "max_rows": 1,
+    }
+
+
+def test_device_map_may_be_a_word(run, loads):
+    run("generate", PROMPT, "--device-map", "auto")
+    assert loads[0]["device_map"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--device-map", "{model: 0}"], "--device-map must be auto or JSON"),
+        (["--device-map", "everywhere"], "device_map must be auto, "),
+        (["--device-map", "auto", "--device", "cpu"], "exclude each other"),
+        (["--quantization", "int2"], "quantization must be int8 or int4"),
+        (["--tensor-parallel"], "torchrun"),
+        (["--block-length", "8"], "block_length is for published block-diffusion models"),
+    ],
+)
+def test_bad_way_of_loading_is_one_clear_line_and_exit_2(run, args, words):
+    shown = run("generate", PROMPT, *args)
+    assert (shown.code, shown.out) == (2, "")
+    assert words in shown.err.splitlines()[0]
+    assert len(shown.err.splitlines()) == 2
+
+
+def test_of_several_processes_only_the_first_speaks_and_writes(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("chordal.models.placement._split", lambda torch: place("cpu"))
+    args = ["generate", PROMPT, "--tensor-parallel", "--max-new-tokens", 4, "--stats"]
+    args += ["--output", tmp_path / "text", "--trace", tmp_path / "trace"]
+    monkeypatch.setenv("RANK", "1")
+    for stream in ("stdout", "stderr"):  # they are replaced
+        monkeypatch.setattr(sys, stream, getattr(sys, stream))
+    assert run(*args) == (0, "", "")
+    sys.stdout.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_of_several_processes_speaks(run, monkeypatch):
+    monkeypatch.setattr("chordal.models.placement._split", lambda torch: place("cpu"))
+    monkeypatch.setenv("RANK", "0")
+    alone = run("generate", PROMPT, "--max-new-tokens", 4)
+    assert alone.out
+    assert run("generate", PROMPT, "--max-new-tokens", 4, "--tensor-parallel").out == alone.out
+
+
+@pytest.mark.parametrize("args", [[], ["-"], ["--file", "-"]])
+def test_several_processes_do_not_share_standard_input(run, args):
+    shown = run("generate", *args, "--tensor-parallel", stdin=PROMPT)
+    assert shown.code == 2
+    assert "processes cannot share standard input" in shown.err

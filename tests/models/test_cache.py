@@ -151,3 +151,63 @@ def test_transformers_is_told_the_span():
 def test_a_forward_pass_that_was_not_aimed_is_a_bug():
     with pytest.raises(AssertionError, match="not aimed"):
         make_cache().update(torch.zeros(1, HEADS, 1, SIZE), torch.zeros(1, HEADS, 1, SIZE), 0)
+
+
+# Positions, which only models with layers of limited reach place.
+
+
+def place(cache, slots, positions, *, first_row=0, span=None):
+    """Feed a pass with positions; give those of all slots in its span."""
+    slots = torch.tensor(slots)
+    span = int(slots.max()) + 1 if span is None else span
+    cache.reserve(first_row + len(slots), span)
+    cache.aim(first_row, slots, span)
+    return cache.place(torch.tensor(positions))
+
+
+def test_positions_are_noted_at_the_slots_of_their_tokens_and_given_for_the_span():
+    cache = make_cache()
+    assert place(cache, [[2, 0, 1], [0, 1, 2]], [[7, 5, 9], [1, 2, 3]]).tolist() == [[5, 9, 7], [1, 2, 3]]
+    seen = place(cache, [[3, 1]], [[4, 6]], first_row=1, span=4)
+    assert seen.tolist() == [[1, 6, 3, 4]]
+    assert place(cache, [[3]], [[8]]).tolist() == [[5, 9, 7, 8]]
+
+
+def test_filling_rows_note_their_positions_behind_everything_attention_can_reach():
+    cache = make_cache(max_slots=6)
+    place(cache, [[0, 1], [0, 1]], [[3, 4], [5, 6]])
+    seen = place(cache, [[2, 3], [cache.trash, cache.trash]], [[5, 6], [9, 9]], span=4)
+    assert seen[0].tolist() == [3, 4, 5, 6]
+    assert seen[1, :2].tolist() == [5, 6]
+    assert 9 not in place(cache, [[5], [5]], [[0], [0]]).tolist()[1]
+
+
+def test_growing_keeps_positions():
+    cache = make_cache()
+    first = torch.arange(128)[None] * 3
+    place(cache, torch.arange(128)[None].tolist(), first.tolist())
+    place(cache, [[0]], [[50]], first_row=5)
+    seen = place(cache, [[200]], [[600]])
+    assert seen[0, :128].tolist() == first[0].tolist()
+    assert seen[0, 200] == 600
+    assert place(cache, [[1]], [[51]], first_row=5).tolist() == [[50, 51]]
+
+
+def test_room_reserved_before_the_first_positions_is_there():
+    cache = make_cache()
+    cache.reserve(4, 200)
+    assert place(cache, [[199]] * 4, [[1], [2], [3], [4]])[:, 199].tolist() == [1, 2, 3, 4]
+
+
+def test_a_moved_row_takes_its_positions_along_and_the_others_stay():
+    cache = make_cache()
+    place(cache, [[0, 1]] * 3, [[1, 2], [3, 4], [5, 6]])
+    cache.move_row(2, 0)
+    seen = place(cache, [[2]] * 3, [[7], [8], [9]])
+    assert seen.tolist() == [[5, 6, 7], [3, 4, 8], [5, 6, 9]]
+    cache.move_row(7, 1)  # a row that was never written
+
+
+def test_positions_need_a_pass_that_was_aimed():
+    with pytest.raises(AssertionError, match="not aimed"):
+        make_cache().place(torch.zeros(1, 1, dtype=torch.long))

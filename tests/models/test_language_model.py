@@ -537,8 +537,8 @@ def test_runs_do_not_move_the_cache_in_memory(make_model):
 def test_a_request_beyond_the_cache_is_refused_and_changes_nothing(make_model):
     model, tokens = make_model(), random_tokens(10)
     run_one(model, feed(tokens))
-    with pytest.raises(InputError, match="a sequence needs 801 cache slots; tiny has 768"):
-        run_one(model, Forward(tokens[:1], np.array([10]), Causal(), slots=np.array([800])))
+    with pytest.raises(InputError, match="a sequence needs 5001 cache slots; tiny has 4352"):
+        run_one(model, Forward(tokens[:1], np.array([10]), Causal(), slots=np.array([5000])))
     peeked = run_one(model, peek(tokens, np.arange(10), Together()))
     assert_same(peeked, run_one(make_model(), peek(tokens, np.arange(10), Together())))
 

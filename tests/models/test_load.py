@@ -2,18 +2,26 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
 import shutil
+import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaModel
 
 import chordal.models.checkpoint as checkpoint_module
+import chordal.models.load as load_module
 from chordal.errors import CheckpointError, InputError
-from chordal.models.checkpoint import bundled_models
+from chordal.models.checkpoint import Checkpoint, bundled_models
 from chordal.models.load import load_model
+from chordal.testing.published import random_weights, write_checkpoint
 
 INTRUDER = """
 import pathlib
@@ -57,7 +65,7 @@ def refusal(folder, **settings):
     with pytest.raises(CheckpointError) as error:
         load_model(folder, **settings)
     message = str(error.value)
-    assert "\n" not in message
+    assert message.isprintable()
     return message
 
 
@@ -94,8 +102,8 @@ def test_bundled_models_are_those_with_a_config(zoo):
 
 def test_an_unknown_name_is_answered_with_near_matches(zoo):
     assert refusal("tiny-at") == (
-        "unknown model 'tiny-at': neither a bundled model nor a folder. Did you mean tiny-ar or tiny-mdm? "
-        "Bundled: tiny-ar, tiny-mdm."
+        "unknown model 'tiny-at': neither a bundled model nor a folder nor a hub id (owner/name). Did you "
+        "mean tiny-ar or tiny-mdm? Bundled: tiny-ar, tiny-mdm."
     )
     assert refusal("/no/such/folder").startswith("unknown model '/no/such/folder': neither a bundled model")
 
@@ -116,62 +124,79 @@ def test_a_home_relative_path_is_understood(folder, monkeypatch):
     assert load_model("~/model").name == "model"
 
 
-# Damaged folders.
+def test_a_snapshot_in_the_cache_of_the_hub_is_loaded_by_its_id(folder, tmp_path, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repo = tmp_path / "hub" / "models--owner--name"
+    for part in ("refs", "blobs", f"snapshots/{commit}"):
+        (repo / part).mkdir(parents=True)
+    for ref in ("main", "v1"):
+        (repo / "refs" / ref).write_text(commit)
+    for file in folder.iterdir():
+        file.rename(repo / "blobs" / file.name)
+        (repo / "snapshots" / commit / file.name).symlink_to(f"../../blobs/{file.name}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for revision in (None, "v1", commit):
+        model = load_model("owner/name", revision=revision, local_files_only=True)
+        assert model.name == "owner/name"
+        assert model.family.eos_ids == (model.tokenizer.eos_token_id,)
+    assert "it is not, or not whole, in " in refusal("owner/name", revision="v2", local_files_only=True)
 
 
-def test_a_folder_without_a_config_is_refused(folder):
-    (folder / "config.json").unlink()
-    assert refusal(folder) == f"{folder} has no config.json; is it a checkpoint folder?"
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"{ nope", b"\xff\xfe\x00", b"[]", b"{}", b'{"model_type": "nothing"}']
-)
-def test_a_config_that_cannot_be_read_is_named(folder, content):
-    (folder / "config.json").write_bytes(content)
-    assert refusal(folder).startswith(f"{folder}/config.json cannot be ")
-
-
-def test_a_folder_without_weights_is_refused(folder):
-    (folder / "model.safetensors").unlink()
-    assert refusal(folder) == f"{folder} holds no .safetensors weights."
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth"])
-def test_pickled_weights_are_refused_unopened(folder, name):
-    (folder / "model.safetensors").rename(folder / name)
-    assert refusal(folder).endswith(f" {name} is a pickle, which could run code; convert it to safetensors.")
+# Weights that do not fit the config; what is wrong within the files is in test_checkpoint.py, and
+# published layouts are in test_fit.py.
 
 
 @pytest.mark.parametrize("size", [0, 5, 1000, -1])
 def test_truncated_weights_are_named(folder, size):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:size])
-    assert refusal(folder).startswith(f"{path} cannot be read: ")
-
-
-def test_a_missing_part_of_the_weights_is_named(folder):
-    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
-    index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "model-00002-of-00002.safetensors" in refusal(folder)
+    assert refusal(folder).startswith(f"{path} is truncated: ")
 
 
 def test_a_missing_weight_is_named(folder):
+    path = folder / "model.safetensors"
     change_weights(folder, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
-    assert refusal(folder) == f"{folder}: missing keys in the weights: model.layers.1.mlp.up_proj.weight."
+    assert refusal(folder) == (
+        f"{path} lacks model.layers.1.mlp.up_proj.weight, which LlamaForCausalLM needs by config.json."
+    )
+    change_weights(folder, lambda weights: weights.pop("model.norm.weight"))
+    assert refusal(folder).startswith(f"{path} lacks model.layers.1.mlp.up_proj.weight, which ")
+
+
+def test_a_weight_there_is_only_one_of_is_named_when_it_is_missing(folder):
+    change_weights(folder, lambda weights: weights.pop("model.norm.weight"))
+    assert refusal(folder) == (
+        f"{folder}/model.safetensors lacks model.norm.weight, which LlamaForCausalLM needs by config.json."
+    )
 
 
 def test_a_weight_too_many_is_named(folder):
     change_weights(folder, lambda weights: weights.update(adapter=torch.ones(2)))
-    assert refusal(folder) == f"{folder}: unexpected keys in the weights: adapter."
+    assert refusal(folder) == (
+        f"{folder}/model.safetensors holds adapter, for which LlamaForCausalLM has no place by config.json."
+    )
+
+
+def test_a_layer_too_many_is_named(folder):
+    change(folder / "config.json", num_hidden_layers=1)
+    message = refusal(folder)
+    assert message.startswith(
+        f"{folder}/model.safetensors holds model.layers.1.input_layernorm.weight (and 8"
+    )
+    assert message.endswith(" more), for which LlamaForCausalLM has no place by config.json.")
 
 
 def test_a_weight_of_another_shape_is_named(folder):
     change_weights(folder, lambda weights: weights.update({"model.norm.weight": torch.ones(3)}))
-    message = refusal(folder)
-    assert message.startswith(f"{folder}: mismatched keys in the weights: ")
-    assert "model.norm.weight" in message
+    assert refusal(folder) == (
+        f"{folder}/model.safetensors: model.norm.weight must have the shape [32] by config.json; it has [3]."
+    )
+
+
+@pytest.mark.parametrize("value", [33, "wide", -1, None, [32]])
+def test_a_size_that_cannot_be_is_refused(folder, value):
+    change(folder / "config.json", hidden_size=value)
+    assert str(folder) in refusal(folder)
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("{")])
@@ -180,48 +205,110 @@ def test_a_missing_or_broken_tokenizer_is_refused(folder, damage):
     assert refusal(folder).startswith(f"the tokenizer of {folder} cannot be loaded: ")
 
 
-# What would be computed wrongly, or run.
+# What is no model we know.
 
 
 @pytest.mark.parametrize(
-    ("model_type", "values", "reason"),
+    ("values", "seen"),
     [
-        ("mistral", {"sliding_window": 16}, "mistral layers with a sliding window are not supported yet"),
+        ({"model_type": "nothing"}, "architectures ['LlamaForCausalLM'], model_type 'nothing'"),
+        ({"model_type": "t5"}, "architectures ['LlamaForCausalLM'], model_type 't5'"),
+        ({"model_type": "LLaDA", "architectures": ["LLaDA"]}, "architectures ['LLaDA'], model_type 'LLaDA'"),
         (
-            "qwen2",
-            {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
-            "qwen2 layers with a sl",
+            {"model_type": "new", "auto_map": {"AutoModel": "new.New"}},
+            "architectures ['LlamaForCausalLM'], model_type 'new', auto_map {'AutoModel': 'new.New'}",
         ),
-        ("gemma2", {}, "gemma2 models with final_logit_softcapping are not supported yet"),
-        ("cohere", {"logit_scale": 0.0625}, "cohere models with logit_scale are not supported yet"),
-        ("granite", {"logits_scaling": 8.0}, "granite models with logits_scaling are not supported yet"),
-        ("t5", {}, "T5Config has no causal language model in transformers"),
     ],
 )
-def test_models_that_need_what_is_not_there_yet_are_refused(folder, model_type, values, reason):
-    change(folder / "config.json", model_type=model_type, **values)
-    assert refusal(folder).startswith(f"{folder}: {reason}")
+def test_a_config_of_no_known_model_is_refused_with_what_was_seen(folder, values, seen):
+    change(folder / "config.json", **values)
+    assert refusal(folder) == (
+        f"{folder}: no causal language model of transformers and no published diffusion model that is known "
+        f"here. Seen: {seen}; first weight lm_head.weight. Code that comes with a checkpoint is never run."
+    )
+
+
+def test_a_config_that_says_nothing_is_refused(folder):
+    (folder / "config.json").write_text("{}")
+    assert "Seen: none of architectures, model_type, auto_map; first weight lm_head.weight" in refusal(folder)
 
 
 @pytest.mark.parametrize(
-    ("model_type", "values"),
-    [("mistral", {"sliding_window": None}), ("qwen2", {"use_sliding_window": False, "sliding_window": 16})],
+    "values",
+    [
+        {"model_type": ["llama"]},
+        {"model_type": {"a": 1}},
+        {"architectures": 5, "model_type": "nothing"},
+        {"architectures": [["LLaDAModelLM"]], "model_type": "nothing"},
+        {"architectures": "LLaDAModelLM", "model_type": None},
+        {"chordal": "masked"},
+        {"chordal": {"family": ["masked"]}},
+    ],
 )
-def test_models_that_could_slide_but_do_not_are_loaded(folder, model_type, values):
-    change(folder / "config.json", model_type=model_type, **values)
-    if model_type == "qwen2":  # has biases where Llama has none
-        bias = {"q": 32, "k": 16, "v": 16}
-        change_weights(
-            folder,
-            lambda weights: weights.update(
-                {
-                    f"model.layers.{n}.self_attn.{p}_proj.bias": torch.zeros(size)
-                    for n in (0, 1)
-                    for p, size in bias.items()
-                }
-            ),
-        )
-    assert load_model(folder).model.config.model_type == model_type
+def test_a_config_of_other_types_than_configs_have_is_refused(folder, values):
+    change(folder / "config.json", **values)
+    assert str(folder) in refusal(folder)
+
+
+# What would be computed wrongly.
+
+
+def ignore_masks(monkeypatch):
+    """Have attention see all that was fed."""
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def full(module, query, key, value, attention_mask, **more):
+        nothing = torch.ones(query.shape[0], 1, query.shape[2], key.shape[2], dtype=torch.bool)
+        return attend(module, query, key, value, nothing, **more)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", full)
+
+
+def ignore_positions(monkeypatch):
+    """Have positions counted from the length of the cache, as a model does that is given none."""
+    forward = LlamaModel.forward
+
+    def counted(self, *args, position_ids=None, **more):
+        return forward(self, *args, **more)
+
+    monkeypatch.setattr(LlamaModel, "forward", counted)
+
+
+def lose_values(monkeypatch):
+    """Have attention over more keys than queries give no numbers."""
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def lost(module, query, key, value, attention_mask, **more):
+        output, weights = attend(module, query, key, value, attention_mask, **more)
+        return output * (float("nan") if key.shape[2] > query.shape[2] else 1), weights
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", lost)
+
+
+@pytest.mark.parametrize("damage", [ignore_masks, ignore_positions, lose_values])
+def test_a_model_that_does_not_do_as_it_is_told_is_refused(folder, monkeypatch, damage):
+    load_model(folder)
+    damage(monkeypatch)
+    message = refusal(folder)
+    assert "LlamaForCausalLM gives other logits when its tokens are placed freely (by " in message
+    assert message.endswith("so it cannot be decoded in parallel here.")
+
+
+def test_a_model_whose_own_logits_are_no_numbers_is_loaded(folder):
+    """They are found, and said, when a sequence is decoded."""
+    change_weights(folder, lambda weights: weights["model.norm.weight"].fill_(float("nan")))
+    load_model(folder)
+    change_weights(folder, lambda weights: [weight.zero_() for weight in weights.values()])
+    load_model(folder)
+
+
+def test_what_never_ends_up_in_a_text_is_no_difference(folder):
+    change(folder / "config.json", chordal={"family": "masked", "mask_token_id": 5})
+    change_weights(folder, lambda weights: weights["lm_head.weight"][5].fill_(1000.0))
+    assert load_model(folder).family.mask_id == 5
+
+
+# Code.
 
 
 @pytest.mark.parametrize("model_type", ["llama", "intruder"])
@@ -239,10 +326,98 @@ def test_code_in_a_checkpoint_is_never_run_nor_asked_about(folder, model_type, m
     if model_type == "llama":
         assert type(load_model(folder).model).__module__.startswith("transformers.")
     else:
-        assert "custom code" in refusal(folder)
+        message = refusal(folder)
+        assert "'AutoModelForCausalLM': 'intruder.Model'" in message
+        assert message.endswith("Code that comes with a checkpoint is never run.")
     assert not mark.exists()
     assert asked == []
     assert not any("intruder" in name for name in sys.modules)
+
+
+# Memory.
+
+MEASURE = """
+import gc
+import sys
+from pathlib import Path
+from chordal.models import kernels
+from chordal.models.load import load_model
+
+def status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key + ":")) * 1024
+
+small, large = sys.argv[1:]
+kernels._PACK_BELOW_PARAMETERS = 0
+load_model(small, device="cpu", dtype="bfloat16")  # brings in all that is imported
+before = status("VmRSS")
+for dtype in ("bfloat16", "float32"):
+    model = load_model(large, device="cpu", dtype=dtype)
+    size = sum(weight.nbytes for weight in model.model.parameters())
+    print(dtype, size, status("VmHWM") - before)
+    del model
+    gc.collect()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured as Linux tells it")
+def test_loading_peaks_at_little_more_than_the_weights_take(checkpoint_dir, tokenizer, tmp_path):
+    """All of `load_model` is measured but the packed copies of `kernels`, which are the model's to keep.
+
+    In its own process, once in the type the shards are stored in and once in another.
+    """
+    config = LlamaConfig(
+        vocab_size=8192,
+        hidden_size=768,
+        num_hidden_layers=8,
+        num_attention_heads=12,
+        intermediate_size=2048,
+        max_position_embeddings=256,
+    )
+    with torch.device("meta"):
+        shapes = {name: tuple(weight.shape) for name, weight in LlamaForCausalLM(config).state_dict().items()}
+    weights = random_weights(shapes)
+    write_checkpoint(tmp_path, json.loads(config.to_json_string(use_diff=False)), weights, {}, shards=4)
+    tokenizer.save_pretrained(tmp_path)
+    output = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(checkpoint_dir), str(tmp_path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    measured = [line.split() for line in output.splitlines()]
+    assert [dtype for dtype, _, _ in measured] == ["bfloat16", "float32"]
+    for dtype, size, growth in measured:
+        assert int(size) == sum(weight.numel() for weight in weights.values()) * (
+            4 if dtype == "float32" else 2
+        )
+        assert int(growth) <= 1.2 * int(size), dtype
+
+
+def test_weights_are_read_one_after_the_other(folder, monkeypatch):
+    """Read ahead in threads, those that are stacked into one would be in memory twice."""
+    threads = []
+    slices = Checkpoint.slices
+
+    class Spy:
+        def __init__(self, weight):
+            self.weight = weight
+
+        def __getitem__(self, index):
+            threads.append(threading.current_thread())
+            return self.weight[index]
+
+    monkeypatch.setattr(
+        Checkpoint, "slices", lambda self: {name: Spy(weight) for name, weight in slices(self).items()}
+    )
+    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "as it was")
+    load_model(folder, device="cpu")
+    assert set(threads) == {threading.main_thread()}
+    assert os.environ["HF_DEACTIVATE_ASYNC_LOAD"] == "as it was"
+    monkeypatch.delenv("HF_DEACTIVATE_ASYNC_LOAD")
+    load_model(folder, device="cpu")
+    assert "HF_DEACTIVATE_ASYNC_LOAD" not in os.environ
 
 
 # Devices and types.
@@ -286,7 +461,16 @@ def test_the_family_is_read_from_the_config(folder):
 
 def test_facts_that_cannot_be_are_refused(folder):
     change(folder / "config.json", chordal={"family": "masked", "mask_token_id": 10_000_000})
-    assert "chordal.mask_token_id must be from 0 to" in refusal(folder)
+    message = refusal(folder)
+    assert message.startswith(f"{folder}: config.json: chordal.mask_token_id must be from 0 to ")
+    assert message.endswith("; got 10000000.")
+
+
+@pytest.mark.parametrize("value", ["<e>", [3, "<e>"], 3.0, True])
+def test_stop_tokens_that_are_no_numbers_are_refused(folder, value):
+    change(folder / "generation_config.json", eos_token_id=value)
+    wrong = value[1] if isinstance(value, list) else value
+    assert refusal(folder) == f"{folder}: eos_token_id must be a number or several; got {wrong!r}."
 
 
 @pytest.mark.parametrize(("eos", "ids"), [(3, (3,)), ([3, 5], (3, 5))])

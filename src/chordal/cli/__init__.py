@@ -15,7 +15,9 @@ import typer
 
 from chordal import __version__
 from chordal.cli import compare as compare
+from chordal.cli import convert as convert
 from chordal.cli import generate as generate
+from chordal.cli import inspect as inspect
 from chordal.cli import listing as listing
 from chordal.cli import train as train
 from chordal.errors import ChordalError, InputError
@@ -46,6 +48,8 @@ app = typer.Typer(
 )
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
+app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
+app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
 app.command("list", epilog=listing.EXAMPLES)(listing.list_)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 

@@ -31,8 +31,10 @@ _DEFAULT_TASKS = "copy,shuffle,sudoku,latin,arithmetic,rename"
 _TASKS_A_TABLE = 6
 
 
+@options.grouped
 def compare(
-    model: options.Model = options.DEFAULT_MODEL,
+    *,
+    loading: options.Loading,
     decoders: Annotated[
         str | None,
         typer.Option(
@@ -54,21 +56,9 @@ def compare(
         str | None,
         typer.Option(metavar="JSONL", help="Ungraded prompts instead, as for chordal generate --file."),
     ] = None,
-    max_new_tokens: options.MaxNewTokens = None,
+    sampling: options.Sampling,
     repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Timed rounds; medians are shown.")] = 3,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts decoded at once.")] = 1,
-    temperature: options.Temperature = 0.0,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
-    min_p: options.MinP = 0.0,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
-    seed: options.Seed = 0,
-    stop: options.Stop = None,
-    ignore_eos: options.IgnoreEos = False,
-    raw: options.Raw = False,
-    draft: options.Draft = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
     demo: Annotated[
         bool,
         typer.Option("--demo", help="A quick tour of the bundled models; other options but --json rest."),
@@ -76,6 +66,7 @@ def compare(
     json_: options.Json = False,
 ) -> None:
     """Compare decoders on the same prompts: accuracy, tokens per forward, speed."""
+    loading.hush()
     if demo:
         _run_demo(json_)
         return
@@ -84,29 +75,17 @@ def compare(
     lineup = _parse_decoders(decoders) if decoders is not None else None
     prompts = _read_data(data) if data is not None else None
     from chordal.bench.compare import Workload, task_workloads
-    from chordal.generation import load
 
+    settings = sampling.settings()
+    max_new_tokens = settings.pop("max_new_tokens")
     if data is not None and prompts is not None:
         workloads = [Workload(data, prompts, max_new_tokens)]
     else:
         names = [name.strip() for name in (tasks or _DEFAULT_TASKS).split(",")]
-        workloads = task_workloads(names, num_prompts, seed=seed, max_new_tokens=max_new_tokens)
-    loaded = load(model, draft=draft, device=device, dtype=dtype, max_rows=batch_size)
-    report = _measure(
-        loaded,
-        workloads,
-        _all_that_fit(loaded) if lineup is None else lineup,
-        repeats=repeats,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop_strings=tuple(stop or ()),
-        ignore_eos=ignore_eos,
-        chat=False if raw else None,
-    )
+        workloads = task_workloads(names, num_prompts, seed=sampling.seed, max_new_tokens=max_new_tokens)
+    loaded = loading.load(max_rows=batch_size)
+    lineup = _all_that_fit(loaded) if lineup is None else lineup
+    report = _measure(loaded, workloads, lineup, repeats=repeats, **settings)
     if json_:
         print(strict_json.dumps(report, indent=2))
     else:
@@ -183,9 +162,9 @@ def _parse_decoders(text: str) -> list[Contender]:
 
 def _all_that_fit(model: Model) -> list[Contender]:
     from chordal.bench.compare import Contender
-    from chordal.registry import list_decoders
+    from chordal.registry import decoder_class, decoder_names
 
-    return [Contender(row["name"]) for row in list_decoders() if model.family.kind in row["needs"]]
+    return [Contender(name) for name in decoder_names() if decoder_class(name).fits(model.family)]
 
 
 def _read_data(path: str) -> list[Any]:

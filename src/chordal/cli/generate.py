@@ -33,30 +33,20 @@ Examples:
 _BATCHES_AHEAD = 8
 
 
+@options.grouped
 def generate(
+    *,
     prompt: Annotated[
         str | None, typer.Argument(metavar="[PROMPT]", help="Text; else standard input.")
     ] = None,
-    model: options.Model = options.DEFAULT_MODEL,
+    loading: options.Loading,
     decoder: Annotated[
         str | None, typer.Option(metavar="NAME", help="Decoder (chordal list); else the model's plain one.")
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Decoder setting. Repeatable.")
     ] = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    temperature: options.Temperature = 0.0,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
-    min_p: options.MinP = 0.0,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
-    seed: options.Seed = 0,
-    stop: options.Stop = None,
-    ignore_eos: options.IgnoreEos = False,
-    raw: options.Raw = False,
-    draft: options.Draft = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
+    sampling: options.Sampling,
     file: Annotated[
         str | None,
         typer.Option(
@@ -82,28 +72,21 @@ def generate(
     ] = 0.05,
 ) -> int:
     """Decode a prompt, or a file of them."""
+    if loading.hush():
+        output = trace = None
     if watch and (json_ or output):
         raise InputError("--watch draws on standard output; leave out --json and --output.")
     if file is not None and (prompt is not None or watch or trace):
         raise InputError(
             "--file takes many prompts; leave out PROMPT, --watch and --trace, which are for one."
         )
+    reads_stdin = file == "-" or (file is None and prompt in (None, "-"))
+    if loading.tensor_parallel and reads_stdin:
+        raise InputError("processes cannot share standard input; give PROMPT, or a file to --file.")
     if file is None:
         prompt = _one_prompt(prompt)
-    settings: dict[str, Any] = {
-        "decoder": decoder,
-        "config": options.parse_settings(set_ or ()),
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-        "stop_strings": tuple(stop or ()),
-        "ignore_eos": ignore_eos,
-        "chat": False if raw else None,
-    }
+    config = options.parse_settings(set_ or ())
+    settings = {"decoder": decoder, "config": config, **sampling.settings()}
     with contextlib.ExitStack() as stack:
         # Files are opened before the model is loaded: what cannot work fails at once.
         lines = stack.enter_context(open_prompts(file)) if file is not None else None
@@ -111,11 +94,7 @@ def generate(
         if output and file and Path(file).exists() and Path(file).samefile(output):
             raise InputError(f"{output} holds the prompts; write the results to another file.")
 
-        from chordal.generation import load
-
-        loaded = load(
-            model, draft=draft, device=device, dtype=dtype, max_rows=1 if lines is None else batch_size
-        )
+        loaded = loading.load(max_rows=1 if lines is None else batch_size)
         out = outputs[output] if output else sys.stdout
         if lines is not None:
             job = _FileJob(loaded, settings, "stdin" if file == "-" else str(file), out)

@@ -1,28 +1,68 @@
-"""The options that several commands take: model, sampling, stops; and settings in the form key=value."""
+"""The options that several commands take: model, sampling, stops; and settings in the form key=value.
+
+Options that go together are a group: a dataclass with a field for each. `grouped` makes options of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated
+import dataclasses
+import functools
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 from chordal.errors import InputError
 
+if TYPE_CHECKING:
+    from chordal.generation import Model as LoadedModel
+
 Setting = bool | int | float | str | None
+_Result = TypeVar("_Result")
 
 DEFAULT_MODEL = "tiny-ar"
 
 Model = Annotated[
-    str, typer.Option(metavar="NAME|DIR", help="Bundled model (chordal list --models) or checkpoint folder.")
+    str,
+    typer.Option(
+        metavar="NAME|DIR|ID", help="Bundled model (chordal list --models), checkpoint folder or hub id."
+    ),
 ]
 Draft = Annotated[
     str | None,
-    typer.Option(metavar="NAME|DIR", help="Draft model, for decoders that ask for one."),
+    typer.Option(metavar="NAME|DIR|ID", help="Draft model, for decoders that ask for one."),
 ]
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="cuda if there is one, else cpu.")]
 Dtype = Annotated[
     str | None, typer.Option(metavar="NAME", help="float32, bfloat16, float16 or float64; else the model's.")
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MAP", help="auto spreads the layers over devices; or JSON, devices by name of a part."
+    ),
+]
+Quantization = Annotated[
+    str | None, typer.Option(metavar="BITS", help="int8 or int4: weights of linear layers in fewer bits.")
+]
+TensorParallel = Annotated[
+    bool, typer.Option("--tensor-parallel", help="Split every layer over the processes of torchrun.")
+]
+BlockLength = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Of a block-diffusion model whose files do not say it."),
+]
+Revision = Annotated[
+    str | None, typer.Option(metavar="REV", help="Branch, tag or commit of the hub repository.")
+]
+Token = Annotated[str | None, typer.Option(metavar="TOKEN", help="Of the hub; else HF_TOKEN.")]
+LocalFilesOnly = Annotated[
+    bool, typer.Option("--local-files-only", help="Take hub repositories from the local cache only.")
 ]
 MaxNewTokens = Annotated[
     int | None,
@@ -40,6 +80,99 @@ Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End the te
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on behind the model's stop tokens.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Leave out the model's chat template.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loading:
+    """Which model to load, and how: the arguments of `chordal.load`."""
+
+    model: Model = DEFAULT_MODEL
+    draft: Draft = None
+    device: Device = None
+    dtype: Dtype = None
+    device_map: DeviceMap = None
+    quantization: Quantization = None
+    tensor_parallel: TensorParallel = False
+    block_length: BlockLength = None
+    revision: Revision = None
+    token: Token = None
+    local_files_only: LocalFilesOnly = False
+
+    def load(self, *, max_rows: int) -> LoadedModel:
+        """Load the model for so many sequences at once."""
+        settings = dataclasses.asdict(self)
+        if self.device_map is not None and self.device_map.startswith("{"):
+            try:
+                settings["device_map"] = json.loads(self.device_map)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise InputError(f"--device-map must be auto or JSON: {error}.") from None
+        from chordal.generation import load
+
+        return load(**settings, max_rows=max_rows)
+
+    def hush(self) -> bool:
+        """Silence this process for good if it is one of several that run a model and not their first.
+
+        Returns:
+            Whether it is such a one.
+        """
+        is_other = self.tensor_parallel and os.environ.get("RANK", "0") != "0"
+        if is_other and not os.environ.get("CHORDAL_DEBUG"):
+            sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+        return is_other
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn and where texts end: fields of a request."""
+
+    max_new_tokens: MaxNewTokens = None
+    temperature: Temperature = 0.0
+    top_k: TopK = 0
+    top_p: TopP = 1.0
+    min_p: MinP = 0.0
+    repetition_penalty: RepetitionPenalty = 1.0
+    seed: Seed = 0
+    stop: Stop = None
+    ignore_eos: IgnoreEos = False
+    raw: Raw = False
+
+    def settings(self) -> dict[str, Any]:
+        """Give them under their names in the library."""
+        settings = dataclasses.asdict(self)
+        settings["stop_strings"] = tuple(settings.pop("stop") or ())
+        settings["chat"] = False if settings.pop("raw") else None
+        return settings
+
+
+def grouped(command: Callable[..., _Result]) -> Callable[..., _Result]:
+    """Let a command take groups of options: typer sees each option, the command gets the groups."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    parameters = []
+    for parameter in inspect.signature(command).parameters.values():
+        if group := groups.get(parameter.name):
+            types = get_type_hints(group, include_extras=True)
+            options = [(field.name, types[field.name], field.default) for field in dataclasses.fields(group)]
+        else:
+            options = [(parameter.name, hints[parameter.name], parameter.default)]
+        parameters += [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=hint, default=default)
+            for name, hint, default in options
+        ]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> _Result:
+        made = {
+            name: group(**{field.name: given.pop(field.name) for field in dataclasses.fields(group)})
+            for name, group in groups.items()
+        }
+        return command(**made, **given)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
 
 _WORDS: dict[str, Setting] = {"true": True, "false": False, "none": None, "null": None}
 

@@ -32,6 +32,7 @@ class Architecture:
         backbone: Gives hidden states; takes `input_ids`, `position_ids`, `attention_mask`,
             `past_key_values`.
         logits: Turns hidden states `[N, D]` into logits `[N, V]`.
+        device: Where its inputs go; its layers may be on others.
         num_layers: Layers with a cache.
         window: Most tokens of a sequence.
         vocab_size: Logits of a position.
@@ -42,6 +43,7 @@ class Architecture:
 
     backbone: Any
     logits: Callable[[Tensor], Tensor]
+    device: torch.device
     num_layers: int
     window: int
     vocab_size: int
@@ -54,10 +56,15 @@ class Architecture:
         """Read the architecture of a loaded `...ForCausalLM`."""
         config = model.config.get_text_config()
         reach = attention_reach(config)
-        backbone = model.base_model
+        # Where the prefix names the place inside a larger model, the model is its own base.
+        backbone = model.base_model if model.base_model is not model else model.model
+        # accelerate's hook knows where a model runs whose layers are spread, some of them perhaps on disk.
+        hook = getattr(model, "_hf_hook", None)
+        device = torch.device(model.device if hook is None else hook.execution_device)
         return cls(
             backbone=backbone,
-            logits=_logits(model, backbone),
+            logits=_logits(model, backbone, device),
+            device=device,
             num_layers=config.num_hidden_layers,
             window=window_of(config),
             vocab_size=config.vocab_size,
@@ -68,7 +75,15 @@ class Architecture:
 
 
 def window_of(config: Any) -> int:
-    """Give the most tokens a sequence of this model may have."""
+    """Give the most tokens a sequence of this model may have.
+
+    Where longer texts turn the queries and keys of all tokens otherwise (longrope), what is cached would
+    be wrong from there on, and so would shorter texts of the same batch: such a window ends before.
+    """
+    ropes = getattr(config, "rope_parameters", None) or {}
+    for rope in (ropes, *ropes.values()):  # one for all layers, or one for each kind
+        if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
+            return int(rope["original_max_position_embeddings"])
     for name in _WINDOW_NAMES:
         if isinstance(size := getattr(config, name, None), int):
             return size
@@ -81,8 +96,8 @@ def attention_reach(config: Any) -> dict[LayerKind, int | None]:
     Raises:
         CheckpointError: A kind keeps another state than keys and values by position.
     """
-    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
-    sliding_window = getattr(config, "sliding_window", None)
+    kinds = list(dict.fromkeys(_declared(config, "layer_types") or ()))
+    sliding_window = _declared(config, "sliding_window")
     if not kinds:
         is_sliding = sliding_window is not None and getattr(config, "use_sliding_window", True)
         kinds = ["sliding_attention" if is_sliding else "full_attention"]
@@ -94,9 +109,14 @@ def attention_reach(config: Any) -> dict[LayerKind, int | None]:
     sizes = {
         "full_attention": None,
         "sliding_attention": sliding_window,
-        "chunked_attention": getattr(config, "attention_chunk_size", None),
+        "chunked_attention": _declared(config, "attention_chunk_size"),
     }
     return {kind: sizes[kind] for kind in kinds}
+
+
+def _declared(config: Any, name: str) -> Any:
+    """Give what a config says under a key that its class knows; models have no use for the others."""
+    return getattr(config, name, None) if hasattr(type(config)(), name) else None
 
 
 def refuse_unsupported(model_class: Any, config: Any) -> None:
@@ -119,20 +139,23 @@ def refuse_unsupported(model_class: Any, config: Any) -> None:
     is_encoder = getattr(text, "is_decoder", None) is False and "encoder_hidden_states" in takes
     if config.is_encoder_decoder or is_encoder:
         raise CheckpointError(f"{name} is not a decoder-only language model.")
+    missing = {"position_ids", "attention_mask", "past_key_values"} - set(takes)
+    if getattr(text, "alibi", False):  # which counts the keys it sees, whatever positions it is given
+        missing.add("position_ids")
+    if missing:
+        raise CheckpointError(
+            f"{name} has no use for {', '.join(sorted(missing))}, so its tokens cannot be placed freely."
+        )
     attention_reach(text)
     window_of(text)
-    if missing := {"position_ids", "attention_mask", "past_key_values"} - set(takes):
-        raise CheckpointError(
-            f"{name} does not take {', '.join(sorted(missing))}, so its tokens cannot be placed freely."
-        )
 
 
-def _logits(model: Any, backbone: Any) -> Callable[[Tensor], Tensor]:
+def _logits(model: Any, backbone: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Use the output embedding alone where that is all there is, else the model's own way."""
     head = model.get_output_embeddings()
-    whole = _own_logits(model, backbone)
+    whole = _own_logits(model, backbone, device)
     generator = torch.Generator().manual_seed(0)
-    states = torch.randn(2, head.weight.shape[-1], generator=generator).to(model.device, model.dtype)
+    states = torch.randn(2, head.weight.shape[-1], generator=generator).to(device, model.dtype)
     with torch.inference_mode():
         try:
             is_plain = torch.equal(head(states).float(), whole(states).float())
@@ -141,17 +164,18 @@ def _logits(model: Any, backbone: Any) -> Callable[[Tensor], Tensor]:
     return head if is_plain else whole
 
 
-def _own_logits(model: Any, backbone: Any) -> Callable[[Tensor], Tensor]:
+def _own_logits(model: Any, backbone: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Run a model's `forward` on hidden states, with a stand-in where its backbone was."""
     given = _Given()
     shell = copy.copy(model)
     modules = {name: given if part is backbone else part for name, part in model._modules.items()}
     shell.__dict__["_modules"] = modules
-    no_tokens = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    no_tokens = torch.zeros(1, 1, dtype=torch.long, device=device)
+    forward = type(model).forward  # not the instance's: a hook there would call the whole model
 
     def logits(states_ND: Tensor) -> Tensor:
         given.states = states_ND[None]
-        output: Tensor = shell(input_ids=no_tokens, use_cache=False).logits[0]
+        output: Tensor = forward(shell, input_ids=no_tokens, use_cache=False).logits[0]
         return output
 
     return logits

@@ -38,6 +38,11 @@ class SlotCache(Cache):
         self._positions_RS: Tensor | None = None
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing was ever written, so that not even the shape of keys is known."""
+        return not self.slot_layers[-1].is_initialized
+
+    @property
     def trash(self) -> int:
         """The slot behind all others, where rows that only fill up a batch write."""
         return self.num_slots
@@ -81,6 +86,15 @@ class SlotCache(Cache):
         positions_BS = self._positions_RS[self.first_row : self.first_row + self.num_rows]
         positions_BS.scatter_(1, self.slots_BHTD[:, 0, :, 0], positions_BT)
         return positions_BS[:, : self.span]
+
+    def positions(self, rows: slice, span: int) -> Tensor:
+        """Give what `place` noted of the first slots of some rows."""
+        assert self._positions_RS is not None, "nothing was ever placed"
+        return self._positions_RS[rows, :span]
+
+    def held(self, rows: slice, span: int) -> list[tuple[Tensor, Tensor]]:
+        """Give the keys and values of each layer in the first slots of some rows, as views."""
+        return [(layer.keys[rows, :, :span], layer.values[rows, :, :span]) for layer in self.slot_layers]
 
     @torch.inference_mode()
     def move_row(self, source: int, target: int) -> None:

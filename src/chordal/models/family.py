@@ -10,6 +10,9 @@ from chordal.errors import CheckpointError
 
 Kind: TypeAlias = Literal["causal", "masked", "block", "masked_causal", "uniform"]
 
+# What a decoder may need: a kind, or what only some models of a kind can do.
+Need: TypeAlias = Kind | Literal["looped"]
+
 _DEFAULT_DECODERS: dict[Kind, str] = {
     "causal": "autoregressive",
     "masked": "low_confidence",
@@ -17,6 +20,9 @@ _DEFAULT_DECODERS: dict[Kind, str] = {
     "masked_causal": "wedlm",
     "uniform": "renoise",
 }
+
+# Settings at which the default decoder commits one token a pass, where they are not its own defaults.
+_PLAIN_SETTINGS: dict[Kind, Mapping[str, Any]] = {"masked_causal": {"entropy_threshold": None}}
 
 _ATTENTION: dict[Kind, str] = {
     "causal": "causal",
@@ -42,6 +48,9 @@ class Family:
         shift: 0 if the logits at a position predict the token at it, 1 if they predict the next one.
         block_length: Tokens of a block, aligned to position 0, for the block kind; of a canvas for the
             uniform kind.
+        vocab_size: Tokens that noise is drawn from, for the uniform kind and looped models.
+        num_loops: How often a looped model runs its core unless a request says otherwise; None for
+            models that are not looped.
         eos_ids: Tokens that end a text.
         settings: Settings of the default decoder that the checkpoint was published with.
     """
@@ -51,13 +60,25 @@ class Family:
     mask_id: int | None = None
     shift: int = 1
     block_length: int | None = None
+    vocab_size: int | None = None
+    num_loops: int | None = None
     eos_ids: tuple[int, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def offers(self) -> tuple[Need, ...]:
+        """What decoders may need of which this model has."""
+        return (self.kind,) if self.num_loops is None else (self.kind, "looped")
 
     @property
     def default_decoder(self) -> str:
         """Name of the decoder that is the plain reference for this kind."""
         return _DEFAULT_DECODERS[self.kind]
+
+    @property
+    def plain_settings(self) -> Mapping[str, Any]:
+        """Settings of the default decoder at which it is that reference."""
+        return _PLAIN_SETTINGS.get(self.kind, {})
 
     @property
     def attention(self) -> str:
@@ -79,31 +100,35 @@ def make_family(facts: Mapping[str, Any], *, name: str, vocab_size: int, eos_ids
     """
     kind: Any = facts.get("family")
     mask_id, block_length = facts.get("mask_token_id"), facts.get("block_length")
-    if kind not in get_args(Kind):
-        raise CheckpointError(f"config.json: chordal.family must be one of {get_args(Kind)}; got {kind!r}.")
-    if kind not in ("causal", "uniform") and mask_id is None:
-        raise CheckpointError(f"config.json: a {kind} model needs chordal.mask_token_id; it is missing.")
-    if mask_id is not None and mask_id not in range(vocab_size):
-        raise CheckpointError(
-            f"config.json: chordal.mask_token_id must be from 0 to {vocab_size - 1}; got {mask_id!r}."
-        )
-    if kind in ("block", "uniform") and not (isinstance(block_length, int) and block_length > 0):
-        raise CheckpointError(
-            f"config.json: a {kind} model needs chordal.block_length of at least 1; got {block_length!r}."
-        )
     shift = facts.get("shift", 1 if kind == "causal" else 0)
-    allowed = {"causal": (1,), "masked_causal": (0,), "uniform": (0,)}.get(kind, (0, 1))
-    if shift not in allowed:
+    settings = facts.get("settings") or {}
+    where = "config.json: chordal." if name == "chordal" else "config.json: "
+    if kind not in get_args(Kind):
+        raise CheckpointError(f"{where}family must be one of {get_args(Kind)}; got {kind!r}.")
+    if kind not in ("causal", "uniform") and mask_id is None:
+        raise CheckpointError(f"{where}mask_token_id is missing, and a {kind} model needs it.")
+    if mask_id is not None and (type(mask_id) is not int or not 0 <= mask_id < vocab_size):
+        raise CheckpointError(f"{where}mask_token_id must be from 0 to {vocab_size - 1}; got {mask_id!r}.")
+    if mask_id is not None and mask_id in eos_ids:
+        raise CheckpointError(f"{where}mask_token_id must not be a stop token; got {mask_id} for both.")
+    if kind in ("block", "uniform") and (type(block_length) is not int or block_length < 1):
         raise CheckpointError(
-            f"config.json: chordal.shift of a {kind} model must be {' or '.join(map(str, allowed))}; "
-            f"got {shift!r}."
+            f"{where}block_length of a {kind} model must be at least 1; got {block_length!r}."
         )
+    allowed = {"causal": (1,), "masked_causal": (0,), "uniform": (0,)}.get(kind, (0, 1))
+    if type(shift) is not int or shift not in allowed:
+        raise CheckpointError(
+            f"{where}shift of a {kind} model must be {' or '.join(map(str, allowed))}; got {shift!r}."
+        )
+    if not isinstance(settings, Mapping):
+        raise CheckpointError(f"{where}settings must be an object; got {settings!r}.")
     return Family(
         name=name,
         kind=kind,
         mask_id=mask_id,
         shift=shift,
         block_length=block_length,
+        vocab_size=vocab_size if kind == "uniform" else None,
         eos_ids=eos_ids,
-        settings=dict(facts.get("settings") or {}),
+        settings=dict(settings),
     )

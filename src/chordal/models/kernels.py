@@ -23,17 +23,27 @@ _PACKED_FROM = 500_000
 
 
 def speed_up(model: torch.nn.Module) -> None:
-    """Replace the norms and, on a CPU, the linear layers of a model in evaluation."""
-    for module in model.modules():
+    """Replace the norms and, on a CPU, the linear layers of a model in evaluation.
+
+    Modules that are hooked, quantised, split over processes or kept elsewhere stay as they are.
+    """
+    for module in filter(_is_untouched, model.modules()):
         eps = getattr(module, "variance_epsilon", None)
         if eps is not None and type(module).__name__.endswith("RMSNorm") and _is_plain_norm(module, eps):
             module.forward = _fused_norm(module.weight, eps)
     on_cpu = next(model.parameters()).device.type == "cpu"
     size = sum(p.numel() for p in model.parameters())
     if on_cpu and size < _PACK_BELOW_PARAMETERS and torch.backends.mkldnn.is_available():
-        for module in model.modules():
+        for module in filter(_is_untouched, model.modules()):
             if type(module) is torch.nn.Linear and module.weight.dtype in (torch.float32, torch.bfloat16):
                 module.forward = _packed_linear(module)  # type: ignore[assignment]
+
+
+def _is_untouched(module: torch.nn.Module) -> bool:
+    """Whether a module computes with a weight that is nothing but a tensor, in the way its class says."""
+    weight = getattr(module, "weight", None)
+    is_tensor = type(weight) is torch.nn.Parameter and not weight.is_meta
+    return is_tensor and "forward" not in vars(module)
 
 
 def _fused_norm(weight: Any, eps: float) -> Callable[[Tensor], Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from chordal.errors import InputError
-from chordal.forward import Forward, Hidden, Ints, Reading, Visible
+from chordal.forward import Forward, Hidden, Ints, Logits, Reading, Visible
 from chordal.models.architecture import Architecture, LayerKind
 from chordal.models.cache import SlotCache
 from chordal.models.family import Family
@@ -26,7 +26,7 @@ from chordal.models.runner import Request
 
 
 @dataclass(frozen=True, slots=True)
-class _Placed:
+class Placed:
     """Where one request stands in the batch: row, first query, the slots it writes, what it sees."""
 
     row: int
@@ -34,6 +34,39 @@ class _Placed:
     forward: Forward
     slots: Ints
     visible: Visible
+
+    @property
+    def queries(self) -> slice:
+        """Its part of the query axis."""
+        return slice(self.at, self.at + len(self.slots))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Requests that run in one pass; those of one row stand side by side on its query axis.
+
+    Attributes:
+        first_row: Row of the cache that the batch begins with.
+        placed: Each request.
+        used: One past the highest slot that each of their rows has written after this pass.
+        packed_5BT: Tokens, positions, slots (-1 for padding), and first and one past the last visible
+            slot: one host array for one transfer.
+    """
+
+    first_row: int
+    placed: list[Placed]
+    used: dict[int, int]
+    packed_5BT: Ints
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the cache that take part."""
+        return int(self.packed_5BT.shape[1])
+
+    @property
+    def reads_hidden(self) -> bool:
+        """Whether hidden states of layers are asked for."""
+        return any(isinstance(p.forward.read, Hidden) for p in self.placed)
 
 
 class LanguageModel:
@@ -59,11 +92,13 @@ class LanguageModel:
         self.name = name
         self.window = self.architecture.window
         self.vocab_size = self.architecture.vocab_size
-        self.device: torch.device = model.device
+        self.device = self.architecture.device
         self.dtype: torch.dtype = model.dtype
         self.max_rows = max_rows
-        # Read-only requests need slots behind a full window; one tuple of them may be twice as wide.
-        self.cache = SlotCache(self.architecture.num_layers, max_rows, 3 * self.window)
+        # Read-only requests need slots behind a full window; a tuple of them may be 16 times as wide.
+        self.cache = SlotCache(self.architecture.num_layers, max_rows, 17 * self.window)
+        # Whether some kind of layer sees less than a request may ask for.
+        self._goes_by_position = any(size is not None for size in self.architecture.reach.values())
         self._used = [0] * max_rows  # one past the highest slot each row has written
 
     @torch.inference_mode()
@@ -77,61 +112,58 @@ class LanguageModel:
         Raises:
             InputError: A request needs more slots than the cache can have.
         """
-        first_row = min(row for row, _ in requests)
-        width_B = [0] * (max(row for row, _ in requests) - first_row + 1)
-        used = {row: self._used[row] for row, _ in requests}
-        for row, forward in requests:
-            if forward.slots is not None:
-                used[row] = max(used[row], int(forward.slots.max()) + 1)
-        placed = []
-        for row, forward in requests:
-            at = width_B[row - first_row]
-            slots = forward.slots
-            if slots is None:
-                slots = np.arange(used[row] + at, used[row] + at + len(forward.tokens))
-            placed.append(_Placed(row - first_row, at, forward, slots, _visible(forward, slots)))
-            width_B[row - first_row] += len(forward.tokens)
-
-        # One host array and one transfer for everything that is an integer.
-        packed_5BT = np.zeros((5, len(width_B), max(width_B)), np.int64)
-        packed_5BT[2] = -1
-        packed_5BT[4] = 1  # padding looks at slot 0: attention over nothing would be NaN
-        for p in placed:
-            row_5T = packed_5BT[:, p.row, p.at : p.at + len(p.slots)]
-            row_5T[0], row_5T[1], row_5T[2] = p.forward.tokens, p.forward.positions, p.slots
-            row_5T[3], row_5T[4] = p.visible.start, p.visible.end
+        batch = self._place(requests)
+        packed_5BT = batch.packed_5BT
         span = max(int(packed_5BT[2].max()) + 1, int(packed_5BT[4].max()))
         if span > self.cache.max_slots:
             raise InputError(f"a sequence needs {span} cache slots; {self.name} has {self.cache.max_slots}.")
-        self.cache.reserve(first_row + len(width_B), span)
-        for row, end in used.items():
+        self.cache.reserve(batch.first_row + batch.num_rows, span)
+        for row, end in batch.used.items():
             self._used[row] = end
         packed_5BT[2][packed_5BT[2] < 0] = self.cache.trash
         tokens_BT, positions_BT, slots_BT, start_BT, end_BT = torch.from_numpy(packed_5BT).to(self.device)
 
-        self.cache.aim(first_row, slots_BT, span)
+        self.cache.aim(batch.first_row, slots_BT, span)
         # One query a row that sees the whole span needs no mask. (Several would be taken for causal.)
         is_all_seen = packed_5BT.shape[2] == 1 and (packed_5BT[4] == span).all() and not packed_5BT[3].any()
+        is_all_seen = is_all_seen and all(p.visible.hidden is None for p in batch.placed)
         can_attend_B1TS: Tensor | None = None
         if not is_all_seen:
-            at_S = torch.arange(span, device=self.device)
-            can_attend_B1TS = ((at_S >= start_BT[..., None]) & (at_S < end_BT[..., None]))[:, None]
-            for p in placed:
-                if p.visible.own is not None:
-                    query_Q = torch.arange(p.at, p.at + len(p.slots), device=self.device)
-                    slot_Q = torch.from_numpy(p.slots).to(self.device)
-                    own_QQ = torch.from_numpy(p.visible.own).to(self.device)
-                    can_attend_B1TS[p.row, 0, query_Q[:, None], slot_Q] |= own_QQ
-
-        output = self.architecture.backbone(
+            can_attend_B1TS = self._can_attend(batch.placed, start_BT, end_BT, span)
+        positions_BS = self.cache.place(positions_BT) if self._goes_by_position else None
+        output = self._call(
+            batch,
             input_ids=tokens_BT,
             position_ids=positions_BT,
-            attention_mask=self._masks(can_attend_B1TS, positions_BT),
+            attention_mask=self._masks(can_attend_B1TS, positions_BT, positions_BS),
             past_key_values=self.cache,
             use_cache=True,
-            output_hidden_states=any(isinstance(p.forward.read, Hidden) for p in placed),
         )
-        return self._read(placed, output)
+        return self._read(batch, output)
+
+    @torch.inference_mode()
+    def compare(self) -> tuple[Tensor, Tensor]:
+        """Give the logits of a few tokens twice: as run here, and as the model itself computes them."""
+        tokens = np.arange(1, 7) % self.vocab_size
+        given_TV = self._place_backwards(tokens)
+        self.free_row(0, clear=True)
+        tokens_1T = torch.from_numpy(tokens)[None].to(self.device)
+        return given_TV, self.model(input_ids=tokens_1T, use_cache=False).logits[0].float()
+
+    def _place_backwards(self, tokens: Ints) -> Tensor:
+        """Feed tokens in three parts into slots from the last to the first, and give their logits.
+
+        No model does so by itself: what it is not told by positions and masks, but takes from where keys
+        lie, comes out.
+        """
+        num = len(tokens)
+        given = []
+        for positions in np.array_split(np.arange(num), 3):
+            slots = num - 1 - positions
+            sees = Visible(slots, np.full(len(slots), num))
+            read = Logits(np.arange(len(slots)))
+            given += self.run([(0, Forward(tokens[positions], positions, sees, read, slots=slots))])
+        return torch.cat([reading.logits for reading in given])
 
     def move_row(self, source: int, target: int) -> None:
         """Give the cache rows of one sequence another place."""
@@ -144,19 +176,67 @@ class LanguageModel:
         if clear:
             self.cache.clear_row(row)
 
-    def _masks(self, can_attend_B1TS: Tensor | None, positions_BT: Tensor) -> Any:
-        """Give the mask in the form the backbone takes, one for each kind of layer if there are several."""
-        reach = self.architecture.reach
-        if all(size is None for size in reach.values()):
-            return self._mask(can_attend_B1TS)
-        masks = {kind: self._mask(can_attend_B1TS) for kind, size in reach.items() if size is None}
-        positions_BS = self.cache.place(positions_BT)
-        for kind, size in reach.items():
+    def _call(self, batch: Batch, **given: Any) -> Any:
+        """Run the backbone on the tensors of a batch."""
+        return self.architecture.backbone(**given, output_hidden_states=batch.reads_hidden)
+
+    def _place(self, requests: Sequence[Request]) -> Batch:
+        """Give each request its place; rows that ask for nothing are padding."""
+        first_row = min(row for row, _ in requests)
+        width_B = [0] * (max(row for row, _ in requests) - first_row + 1)
+        used = {row: self._used[row] for row, _ in requests}
+        for row, forward in requests:
+            if forward.slots is not None:
+                used[row] = max(used[row], int(forward.slots.max()) + 1)
+        placed = []
+        for row, forward in requests:
+            at = width_B[row - first_row]
+            slots = forward.slots
+            if slots is None:
+                slots = np.arange(used[row] + at, used[row] + at + len(forward.tokens))
+            placed.append(Placed(row - first_row, at, forward, slots, _visible(forward, slots)))
+            width_B[row - first_row] += len(forward.tokens)
+
+        packed_5BT = np.zeros((5, len(width_B), max(width_B)), np.int64)
+        packed_5BT[2] = -1
+        packed_5BT[4] = 1  # padding looks at slot 0: attention over nothing would be NaN
+        for p in placed:
+            row_5T = packed_5BT[:, p.row, p.queries]
+            row_5T[0], row_5T[1], row_5T[2] = p.forward.tokens, p.forward.positions, p.slots
+            row_5T[3], row_5T[4] = p.visible.start, p.visible.end
+        return Batch(first_row, placed, used, packed_5BT)
+
+    def _can_attend(
+        self, placed: Sequence[Placed], start_BT: Tensor, end_BT: Tensor, num_slots: int
+    ) -> Tensor:
+        """Say what the requests let each query see of the first slots, bool `[B, 1, T, S]`."""
+        at_S = torch.arange(num_slots, device=self.device)
+        can_attend_B1TS = ((at_S >= start_BT[..., None]) & (at_S < end_BT[..., None]))[:, None]
+        for p in placed:
+            seen_QS = can_attend_B1TS[p.row, 0, p.queries]
+            if p.visible.hidden is not None:
+                seen_QS[:, torch.from_numpy(p.visible.hidden)] = False
+            if p.visible.own is not None:
+                own_QQ = torch.from_numpy(p.visible.own).to(self.device)
+                seen_QS[:, torch.from_numpy(p.slots).to(self.device)] |= own_QQ
+        return can_attend_B1TS
+
+    def _masks(self, can_attend_B1TS: Tensor | None, query_BT: Tensor, key_BS: Tensor | None) -> Any:
+        """Give the mask in the form the backbone takes, one for each kind of layer if there are several.
+
+        Args:
+            can_attend_B1TS: What the requests let each query see; None for all.
+            query_BT: Positions of the queries.
+            key_BS: Positions of the keys, where some kind of layer goes by them.
+        """
+        masks = {}
+        for kind, size in self.architecture.reach.items():
+            seen_B1TS = can_attend_B1TS
             if size is not None:
-                near_B1TS = _is_near(kind, size, positions_BT[:, None, :, None], positions_BS[:, None, None])
-                masks[kind] = self._mask(
-                    near_B1TS if can_attend_B1TS is None else can_attend_B1TS & near_B1TS
-                )
+                assert key_BS is not None
+                near_B1TS = _is_near(kind, size, query_BT[:, None, :, None], key_BS[:, None, None])
+                seen_B1TS = near_B1TS if seen_B1TS is None else seen_B1TS & near_B1TS
+            masks[kind] = self._mask(seen_B1TS)
         return masks if self.architecture.has_mask_per_kind else next(iter(masks.values()))
 
     def _mask(self, can_attend_B1TS: Tensor | None) -> Tensor | None:
@@ -165,22 +245,27 @@ class LanguageModel:
         lowest = torch.finfo(self.dtype).min
         return torch.zeros_like(can_attend_B1TS, dtype=self.dtype).masked_fill(~can_attend_B1TS, lowest)
 
-    def _read(self, placed: Sequence[_Placed], output: Any) -> list[Reading]:
+    def _read(self, batch: Batch, output: Any) -> list[Reading]:
         """Compute logits at the rows that are read, for the whole batch at once."""
-        readings = [Reading() for _ in placed]
+        readings = [Reading() for _ in batch.placed]
         reads: list[tuple[int, LogitsRead]] = []
         at_2N = []
-        for index, p in enumerate(placed):
+        for index, p in enumerate(batch.placed):
             read = p.forward.read
             if isinstance(read, Hidden):
-                states = [output.hidden_states[layer][p.row, p.at + read.rows] for layer in read.layers]
+                states = [
+                    output.hidden_states[layer][p.row, p.at + read.rows].to(self.device)
+                    for layer in read.layers
+                ]
                 readings[index] = Reading(hidden=torch.stack(states, 1))
             elif read is not None:
                 reads.append((index, read))
                 at_2N.append(np.stack([np.full(len(read.rows), p.row), p.at + read.rows]))
         if reads:
-            row_N, query_N = torch.from_numpy(np.concatenate(at_2N, 1)).to(self.device)
-            logits_NV = self.architecture.logits(output.last_hidden_state[row_N, query_N]).float()
+            states_BTD = output.last_hidden_state  # where the last layer is, which may be another device
+            row_N, query_N = torch.from_numpy(np.concatenate(at_2N, 1)).to(states_BTD.device)
+            logits_NV = self.architecture.logits(states_BTD[row_N, query_N])
+            logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
             if self.family.mask_id is not None:
                 logits_NV[:, self.family.mask_id] = float("-inf")
             for (index, _), reading in zip(reads, read_logits(logits_NV, [r for _, r in reads]), strict=True):

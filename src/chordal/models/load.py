@@ -9,22 +9,32 @@ from __future__ import annotations
 import os
 import re
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from chordal.errors import CheckpointError, InputError
-from chordal.models.checkpoint import Checkpoint
+from chordal.models.checkpoint import Checkpoint, first_line
+from chordal.models.placement import Placement, place
 from chordal.models.published import Published, identify
-
-Quantization = Literal["int8", "int4"]
+from chordal.models.quantization import Quantization, quantize
+from chordal.models.weights import WeightMap
 
 # Below this many parameters float32 is as fast as bfloat16 on a CPU, and exact comparisons stay so.
 _FLOAT32_BELOW = 60_000_000
 
 # Relative difference of logits that rounding explains, in half precision too.
 _LIKE_ITSELF = 0.05
+
+# The one published diffusion model that is a class of transformers.
+_DIFFUSION_GEMMA = "diffusion_gemma"
+
+# Only this tells transformers; it has no argument.
+_READ_IN_TURN = "HF_DEACTIVATE_ASYNC_LOAD"
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
@@ -62,10 +72,16 @@ def recognise(checkpoint: Checkpoint, *, block_length: int | None = None) -> Rec
         CheckpointError: It is nothing this version can run, or its files contradict each other.
         InputError: A block length is given for a model without blocks.
     """
+    with _naming(checkpoint.path), _reading(f"{checkpoint.path / 'config.json'}"):
+        return _recognise(checkpoint, block_length)
+
+
+def _recognise(checkpoint: Checkpoint, block_length: int | None) -> Recognised:
     import transformers
 
     from chordal.models.architecture import refuse_unsupported
     from chordal.models.family import Family, make_family
+    from chordal.models.looped import LoopedConfig, looped_family  # which transformers now knows
 
     path = checkpoint.path
     published = identify(checkpoint.config)
@@ -73,15 +89,15 @@ def recognise(checkpoint: Checkpoint, *, block_length: int | None = None) -> Rec
         if published is not None:
             backbone = published.backbone(checkpoint.config)
             model_class = getattr(transformers, f"{backbone}ForCausalLM")
-            with _reading(f"{path / 'config.json'}"):
-                config = model_class.config_class(**published.config(checkpoint.config))
+            config = model_class.config_class(**published.config(checkpoint.config))
         else:
             config = _transformers_config(transformers, checkpoint)
             model_class = _model_class(transformers, config)
         if model_class is None:
             raise CheckpointError(f"{path}: {_unknown(checkpoint)}")
-        with _reading(f"{path / 'config.json'}"):
-            refuse_unsupported(model_class, config)
+        if model_class.config_class is type(config.get_text_config()):
+            config = config.get_text_config()  # of a config that also describes what reads images
+        refuse_unsupported(model_class, config)
         tokenizer = _tokenizer(transformers, checkpoint, published)
 
     vocab_size = config.get_text_config().vocab_size
@@ -96,6 +112,10 @@ def recognise(checkpoint: Checkpoint, *, block_length: int | None = None) -> Rec
             "settings": published.settings,
         }
         name = published.name
+    elif config.model_type == _DIFFUSION_GEMMA:
+        from chordal.models.diffusion_gemma import read_facts
+
+        facts, name = read_facts(config, checkpoint.read_json("generation_config.json")), config.model_type
     else:
         facts, name = checkpoint.config.get("chordal"), "chordal"
         if facts is not None and not isinstance(facts, dict):
@@ -104,9 +124,11 @@ def recognise(checkpoint: Checkpoint, *, block_length: int | None = None) -> Rec
         family = Family(name=config.model_type, eos_ids=eos_ids)
     else:
         family = make_family(facts, name=name, vocab_size=vocab_size, eos_ids=eos_ids)
+    if isinstance(config, LoopedConfig):
+        family = looped_family(family, config)
     if block_length is not None and (published is None or published.kind != "block"):
         raise InputError(
-            f"block_length is for published block-diffusion models; {path.name} is {family.kind}. "
+            f"block_length is for published block-diffusion models; {checkpoint.name} is {family.kind}. "
             "Leave it out."
         )
     return Recognised(checkpoint, published, config, model_class, tokenizer, family)
@@ -154,39 +176,65 @@ def load_model(
     """
     import torch
 
+    from chordal.models.diffusion_gemma import DiffusionGemma
     from chordal.models.language_model import LanguageModel
+    from chordal.models.looped_runner import LoopedLanguageModel
 
     chosen = _dtype(torch, dtype)
-    if sum([device is not None, device_map is not None, tensor_parallel]) > 1:
-        raise InputError("device, device_map and tensor_parallel exclude each other; give one.")
-    placement = _placement(torch, device, device_map, tensor_parallel)
-    extra = _quantization(quantization)
+    placement = place(device, device_map, tensor_parallel)
+    quantized = quantize(quantization, on_cpu=placement.is_on_cpu, dtype=dtype)
     checkpoint = Checkpoint.open(
         name_or_path, revision=revision, token=token, local_files_only=local_files_only
     )
     found = recognise(checkpoint, block_length=block_length)
-    if chosen is None:
-        chosen = getattr(torch, _own_dtype(checkpoint, on_cpu=placement.get("device_map") == "cpu"))
-    model = _load_weights(found, chosen, {**placement, **extra})
-    loaded = LanguageModel(model, found.family, found.tokenizer, name=checkpoint.path.name, max_rows=max_rows)
-    _refuse_unlike_itself(loaded)
+    if chosen is None and quantization == "int4" and not placement.is_on_cpu:
+        chosen = torch.bfloat16  # which its kernel is for
+    elif chosen is None:
+        chosen = getattr(torch, _own_dtype(checkpoint, on_cpu=placement.is_on_cpu))
+    model = _load_weights(found, chosen, placement, quantized)
+    what = f"{type(model).__name__} of {checkpoint.path}"
+    if placement.num_processes > 1:
+        what += f", split over {placement.num_processes} processes that must divide its attention heads,"
+    with _reading(what):
+        runner = LanguageModel
+        if found.config.model_type == _DIFFUSION_GEMMA:
+            runner = DiffusionGemma
+        elif found.family.num_loops is not None:
+            runner = LoopedLanguageModel
+        loaded = runner(model, found.family, found.tokenizer, name=checkpoint.name, max_rows=max_rows)
+        _refuse_unlike_itself(loaded)
     return loaded
 
 
-def _load_weights(found: Recognised, dtype: Any, more: Mapping[str, Any]) -> Any:
+def _load_weights(found: Recognised, dtype: Any, placement: Placement, quantized: Mapping[str, Any]) -> Any:
     """Make the model of a recognised checkpoint and fill it."""
     import transformers
 
+    from chordal.models.fit import Fit
+
     checkpoint, published = found.checkpoint, found.published
-    weights = checkpoint.slices()
-    if published is not None:
-        weights = published.weights(checkpoint.config).to_ours(weights)
+    weight_map = published.weights(checkpoint.config) if published is not None else WeightMap()
     is_quantized = getattr(found.config, "quantization_config", None) is not None
+    if is_quantized and quantized:
+        raise InputError(f"{checkpoint.name} is already quantised; leave out quantization.")
     # A checkpoint that is already quantised has notes beside its weights, which only its own files have.
-    source: dict[str, Any] = {"state_dict": weights}
+    with _naming(checkpoint.path):
+        source: dict[str, Any] = {"state_dict": weight_map.to_ours(checkpoint.slices())}
     if is_quantized:
         source = {"pretrained_model_name_or_path": checkpoint.path, "local_files_only": True}
-    with _quiet(transformers.utils.logging), _reading(f"the weights of {checkpoint.path}"):
+    in_turn = _read_in_turn() if placement.is_on_cpu else nullcontext()
+    with (
+        ExitStack() as kept,
+        _quiet(transformers.utils.logging),
+        in_turn,
+        _reading(f"the weights of {checkpoint.path}"),
+    ):
+        if placement.may_offload:
+            source["offload_folder"] = kept.enter_context(TemporaryDirectory(prefix="chordal-"))
+            _name_twice(source.get("state_dict", {}), found)
+        fit = Fit.of(checkpoint, found.model_class, found.config, weight_map)
+        if not is_quantized:
+            fit.refuse_unread()
         model, report = found.model_class.from_pretrained(
             **({"pretrained_model_name_or_path": None} | source),
             config=found.config,
@@ -195,40 +243,12 @@ def _load_weights(found: Recognised, dtype: Any, more: Mapping[str, Any]) -> Any
             attn_implementation="sdpa" if found.model_class._supports_sdpa else "eager",
             ignore_mismatched_sizes=True,  # reported below, by name
             output_loading_info=True,
-            **more,
+            **placement.arguments,
+            **quantized,
         )
-    _refuse_misfits(found, report)
+        weakref.finalize(model, kept.pop_all().close)  # what lies on disk, as long as the model lives
+    fit.refuse_reported(report)
     return model
-
-
-def _refuse_misfits(found: Recognised, report: Mapping[str, Any]) -> None:
-    """Say which weight of which file does not fit the architecture that config.json describes."""
-    checkpoint, published = found.checkpoint, found.published
-    path = checkpoint.path
-    back = (
-        published.weights(checkpoint.config).to_published if published else lambda names: dict.fromkeys(names)
-    )
-
-    def theirs(name: Any) -> str:
-        return str(next(iter(back([str(name)]))))
-
-    if mismatched := report.get("mismatched_keys"):
-        name, stored, wanted = sorted(mismatched)[0]
-        raise CheckpointError(
-            f"{path / checkpoint.where(theirs(name))}: {theirs(name)} has shape {list(stored)}, but "
-            f"config.json needs {list(wanted)}."
-        )
-    if missing := report.get("missing_keys"):
-        name = theirs(sorted(missing)[0])
-        raise CheckpointError(f"{path}: the weights lack {name} (and {len(missing) - 1} more).")
-    if unexpected := report.get("unexpected_keys"):
-        name = theirs(sorted(unexpected)[0])
-        raise CheckpointError(
-            f"{path / checkpoint.where(name)} holds {name} (and {len(unexpected) - 1} more), which "
-            f"{found.model_class.__name__} of this config.json has no place for."
-        )
-    if errors := report.get("error_msgs"):
-        raise CheckpointError(f"{path}: {str(errors[0]).splitlines()[0]}")
 
 
 def _refuse_unlike_itself(loaded: Any) -> None:
@@ -237,27 +257,15 @@ def _refuse_unlike_itself(loaded: Any) -> None:
     An architecture with positions, masks or logits of a kind we do not know would otherwise give text
     that is merely bad.
     """
-    import numpy as np
-    import torch
-
-    from chordal.forward import Causal, Forward, Logits
-
-    tokens = np.arange(1, 7) % loaded.vocab_size
-    positions = np.arange(len(tokens))
-    forward = Forward(tokens, positions, Causal(), Logits(positions), slots=positions)
-    [reading] = loaded.run([(0, forward)])
-    loaded.free_row(0, clear=True)
-    with torch.inference_mode():
-        tokens_1T = torch.from_numpy(tokens)[None].to(loaded.device)
-        own_TV = loaded.model(input_ids=tokens_1T, use_cache=False).logits[0].float()
-    given_TV = reading.logits.to(own_TV.device)
-    # The mask token, which ours never gives, is left out. Two kernels may differ in the last bits.
-    is_given_TV = given_TV.isfinite()
-    error = (given_TV - own_TV)[is_given_TV].norm() / own_TV[is_given_TV].norm()
-    if error.isfinite() and error > _LIKE_ITSELF:
+    given_TV, own_TV = (logits_TV.float().cpu().clone() for logits_TV in loaded.compare())
+    if loaded.family.mask_id is not None:  # which ours never gives
+        given_TV[:, loaded.family.mask_id] = own_TV[:, loaded.family.mask_id]
+    difference, size = (given_TV - own_TV).norm(), own_TV.norm()
+    # Where its own logits are not finite, that is how its weights are.
+    if size.isfinite() and not difference <= _LIKE_ITSELF * size:
         raise CheckpointError(
-            f"{type(loaded.model).__name__} gives other logits when its tokens are placed one by one (by "
-            f"{error:.0%}), so it cannot be decoded in parallel here."
+            f"{type(loaded.model).__name__} gives other logits when its tokens are placed freely (by "
+            f"{difference / size:.0%}), so it cannot be decoded in parallel here."
         )
 
 
@@ -265,13 +273,14 @@ def _transformers_config(transformers: Any, checkpoint: Checkpoint) -> Any:
     """Read a config that transformers knows, None if it does not."""
     if checkpoint.config.get("model_type") not in transformers.CONFIG_MAPPING:
         return None
-    with _reading(f"{checkpoint.path / 'config.json'}"):
-        return transformers.AutoConfig.from_pretrained(
-            checkpoint.path, local_files_only=True, trust_remote_code=False
-        )
+    return transformers.AutoConfig.from_pretrained(
+        checkpoint.path, local_files_only=True, trust_remote_code=False
+    )
 
 
 def _model_class(transformers: Any, config: Any) -> Any:
+    if config is not None and config.model_type == _DIFFUSION_GEMMA:
+        return transformers.DiffusionGemmaForBlockDiffusion
     auto = transformers.AutoModelForCausalLM
     return auto._model_mapping.get(type(config), None)
 
@@ -294,12 +303,16 @@ def _tokenizer(transformers: Any, checkpoint: Checkpoint, published: Published |
     """Load the tokenizer, by a class of transformers even if the files name one of their own."""
     path = checkpoint.path
     name = "AutoTokenizer"
+    more: dict[str, Any] = {}
     if published is not None and published.tokenizer is not None:
-        has_code = "auto_map" in checkpoint.read_json("tokenizer_config.json")
-        name = published.tokenizer if has_code else name
+        # Whatever the files name: tokenizer.json may spell a special token otherwise than its config does.
+        name = published.tokenizer
+    elif published is not None:
+        # An empty config: transformers does not know theirs, and would look there for a tokenizer class.
+        more = {"config": transformers.PreTrainedConfig()}
     with _reading(f"the tokenizer of {path}"):
         return getattr(transformers, name).from_pretrained(
-            path, local_files_only=True, trust_remote_code=False
+            path, local_files_only=True, trust_remote_code=False, **more
         )
 
 
@@ -312,8 +325,8 @@ def _mask_id(checkpoint: Checkpoint, tokenizer: Any, published: Published) -> in
         f"the added token {published.mask_token}": vocabulary.get(published.mask_token),
     }
     said = {place: number for place, number in named.items() if number is not None}
-    if len(set(said.values())) > 1:
-        listed = ", ".join(f"{place} says {number}" for place, number in said.items())
+    if any(number != other for number in said.values() for other in said.values()):
+        listed = ", ".join(f"{place} says {number!r}" for place, number in said.items())
         raise CheckpointError(f"{checkpoint.path}: the files must agree on the mask token; {listed}.")
     return next(iter(said.values()), published.mask_id)
 
@@ -326,13 +339,13 @@ def _block_length(checkpoint: Checkpoint, published: Published, given: int | Non
         raise InputError(
             f"config.json says {published.block_key} {stated}; block_length {given} contradicts it."
         )
-    length = given or stated or published.block_length
-    hint = re.search(r"-b(\d+)$", checkpoint.path.name)
+    length = next(one for one in (given, stated, published.block_length) if one is not None)
+    hint = re.search(r"-b(\d+)$", checkpoint.name)
     if hint and int(hint[1]) != length and given is None:
         warnings.warn(
-            f"{checkpoint.path.name} may have blocks of {hint[1]}, by its name; its files do not say so and "
+            f"{checkpoint.name} may have blocks of {hint[1]}, by its name; its files do not say so and "
             f"{length} is used. Give block_length={hint[1]} if that is right.",
-            stacklevel=4,
+            stacklevel=5,
         )
     return length
 
@@ -349,6 +362,10 @@ def _eos_ids(checkpoint: Checkpoint, tokenizer: Any, published: Published | None
         tokenizer.eos_token_id,
     ]
     ids = [list(one) if isinstance(one, list) else [one] for one in stated if one is not None]
+    if wrong := [number for some in ids for number in some if type(number) is not int]:
+        raise CheckpointError(
+            f"{checkpoint.path}: eos_token_id must be a number or several; got {wrong[0]!r}."
+        )
     if published is None:
         return tuple(ids[0]) if ids else ()
     vocabulary = tokenizer.get_added_vocab()
@@ -370,43 +387,12 @@ def _own_dtype(checkpoint: Checkpoint, *, on_cpu: bool) -> str:
     return _STORED_DTYPES[max(stored, key=lambda name: sizes[name])] if stored else "bfloat16"
 
 
-def _placement(torch: Any, device: str | None, device_map: Any, tensor_parallel: bool) -> dict[str, Any]:
-    """Say to transformers where the weights go."""
-    if tensor_parallel:
-        if "WORLD_SIZE" not in os.environ:
-            raise InputError(
-                "tensor parallelism needs several processes; start them with torchrun --nproc-per-node N."
-            )
-        from transformers.distributed.configuration_utils import DistributedConfig
-
-        return {"distributed_config": DistributedConfig(tp_plan="auto")}
-    if device_map is not None:
-        try:
-            import accelerate  # noqa: F401
-        except ImportError:
-            raise InputError(
-                "device_map needs accelerate; install it with: pip install 'chordal[device-map]'."
-            ) from None
-        return {"device_map": device_map}
-    return {"device_map": str(_device(torch, device))}
-
-
-def _quantization(bits: Quantization | None) -> dict[str, Any]:
-    """Say to transformers how weights are quantised while they are read."""
-    if bits is None:
-        return {}
-    if bits not in ("int8", "int4"):
-        raise InputError(f"quantization must be int8 or int4; got {bits!r}.")
-    try:
-        from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
-    except ImportError:
-        raise InputError(
-            "quantization needs torchao; install it with: pip install 'chordal[quantization]'."
-        ) from None
-    from transformers import TorchAoConfig
-
-    kind = Int8WeightOnlyConfig() if bits == "int8" else Int4WeightOnlyConfig()
-    return {"quantization_config": TorchAoConfig(kind)}
+def _name_twice(weights: dict[str, Any], found: Recognised) -> None:
+    """Give tied weights under all their names, as each is looked up by its own on disk."""
+    if found.config.get_text_config().tie_word_embeddings:
+        for name, other in (found.model_class._tied_weights_keys or {}).items():
+            if other in weights:
+                weights.setdefault(name, weights[other])
 
 
 @contextmanager
@@ -424,6 +410,33 @@ def _quiet(logging: Any) -> Iterator[None]:
 
 
 @contextmanager
+def _read_in_turn() -> Iterator[None]:
+    """Have transformers read each weight when it is needed, instead of ahead, in threads.
+
+    Of experts that are read ahead and stacked later, the memory is not given back: they take it twice.
+    """
+    before = os.environ.get(_READ_IN_TURN)
+    os.environ[_READ_IN_TURN] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_READ_IN_TURN]
+        if before is not None:
+            os.environ[_READ_IN_TURN] = before
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the folder before a refusal that does not name it."""
+    try:
+        yield
+    except CheckpointError as error:
+        if str(path) in str(error):
+            raise
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+@contextmanager
 def _reading(what: str) -> Iterator[None]:
     """Turn whatever goes wrong in transformers, safetensors or json into one line."""
     try:
@@ -431,19 +444,7 @@ def _reading(what: str) -> Iterator[None]:
     except (CheckpointError, InputError):
         raise
     except Exception as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{what} cannot be loaded: {first_line}") from error
-
-
-def _device(torch: Any, name: str | None) -> Any:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} is not usable here: {str(error).splitlines()[0]}") from None
-    return device
+        raise CheckpointError(f"{what} cannot be loaded: {first_line(error)}.") from error
 
 
 def _dtype(torch: Any, name: str | None) -> Any:

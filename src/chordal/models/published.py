@@ -37,6 +37,7 @@ class Published:
         model_type: What `model_type` says; None where several families share one.
         backbone: What transformers calls the same computation, e.g. "Llama", from its config.json.
         needs: Keys its config.json must have.
+        without: Keys it must not have, with what one of them makes of the model.
         only: Keys with the values that are supported, where others would compute something else;
             missing keys are as if they had the first.
         config: Reads its config.json as arguments of the backbone's config class.
@@ -48,7 +49,7 @@ class Published:
         mask_token: Its mask token, for tokenizers that do not mark one.
         mask_id: The mask token where no file names one.
         stop_tokens: Tokens that end an answer besides what its files declare, where they exist.
-        tokenizer: transformers class of its tokenizer files, where they name code of their own.
+        tokenizer: transformers class of its tokenizer files; None is what they name.
         settings: Settings of the default decoder, where the published ones are not ours.
     """
 
@@ -57,6 +58,7 @@ class Published:
     model_type: str | None
     backbone: Callable[[Facts], str]
     needs: tuple[str, ...]
+    without: Mapping[str, str] = field(default_factory=dict)
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     config: Callable[[Facts], dict[str, Any]] = _as_it_is
     weights: Callable[[Facts], WeightMap] = lambda config: WeightMap()
@@ -84,6 +86,11 @@ def identify(config: Facts) -> Published | None:
     if not found:
         return None
     family = found[0]
+    for key, meaning in family.without.items():
+        if config.get(key) is not None:
+            raise CheckpointError(
+                f"config.json: {family.name} with {key} {config[key]!r} is not supported; {meaning}."
+            )
     seen = f"architectures {list(architectures)}, model_type {model_type!r}"
     if missing := [key for key in family.needs if key not in config]:
         raise CheckpointError(
@@ -168,9 +175,10 @@ def _llada2_config(config: Facts) -> dict[str, Any]:
         "n_routed_experts": config["num_experts"],
         "n_shared_experts": config["num_shared_experts"],
         "attention_bias": config.get("use_qkv_bias", False),
-        # The published model normalises queries and keys and renormalises weights whatever the keys say.
+        # The published model normalises queries and keys, and the weights of several experts, whatever the
+        # keys say.
         "use_qk_norm": True,
-        "norm_topk_prob": True,
+        "norm_topk_prob": config["num_experts_per_tok"] > 1,
         "rope_parameters": _rope(config, partial_rotary_factor=config["partial_rotary_factor"]),
         "num_nextn_predict_layers": 0,
     }
@@ -211,6 +219,12 @@ def _wedlm_backbone(config: Facts) -> str:
     return "Qwen3" if has_norm else "Qwen2"
 
 
+def _wedlm_config(config: Facts) -> dict[str, Any]:
+    # Where it is left out, Qwen3 would have heads of 128.
+    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return {**_as_it_is(config), "head_dim": size}
+
+
 _QWEN = (
     "hidden_size",
     "intermediate_size",
@@ -227,7 +241,8 @@ FAMILIES = (
         backbone=lambda config: "Llama",
         needs=(
             "d_model", "n_heads", "n_layers", "mlp_hidden_size", "max_sequence_length", "rms_norm_eps",
-            "rope_theta", "weight_tying", "vocab_size",
+            "rope_theta", "weight_tying", "vocab_size", "block_type", "layer_norm_type", "activation_type",
+            "rope",
         ),
         only={
             "block_type": ("llama",),
@@ -254,7 +269,7 @@ FAMILIES = (
         architecture="ILLaDAForCausalLM",
         model_type="illada",
         backbone=lambda config: "Llama",
-        needs=_QWEN,
+        needs=(*_QWEN, "rms_norm_eps", "rope_theta", "tie_word_embeddings"),
         only={"layer_norm_eps": (None,)},
         kind="masked",
         mask_token="<[MASK]>",
@@ -264,10 +279,14 @@ FAMILIES = (
         architecture="LLaDAMoEModelLM",
         model_type=None,  # it says "llada" as the dense one does
         backbone=lambda config: "Qwen3Moe",
-        needs=("expert_intermediate_size", "dense_intermediate_size", "num_experts", "num_experts_per_tok"),
+        needs=(
+            "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "num_experts",
+            "num_experts_per_tok", "expert_intermediate_size", "dense_intermediate_size", "rms_norm_eps",
+            "rope_theta",
+        ),
         only={
             "qk_layernorm": (True,),
-            "partial_rotary_factor": (1, 1.0),
+            "partial_rotary_factor": (1,),
             "moe_router_enable_expert_bias": (None, False),
             "shared_expert_intermediate_size": (None, 0),
             "clip_qkv": (None,),
@@ -285,12 +304,15 @@ FAMILIES = (
         model_type="llada2_moe",
         backbone=lambda config: "Glm4Moe",
         needs=(
-            "num_experts", "num_shared_experts", "moe_intermediate_size", "first_k_dense_replace", "n_group",
-            "topk_group", "routed_scaling_factor", "partial_rotary_factor", "head_dim", "rope_theta",
+            *_QWEN, "num_experts", "num_experts_per_tok", "num_shared_experts", "moe_intermediate_size",
+            "first_k_dense_replace", "n_group", "topk_group", "routed_scaling_factor",
+            "partial_rotary_factor", "head_dim", "rms_norm_eps", "rope_theta",
         ),
+        without={
+            "expert_capacity": "LLaDA2.2 routes the tokens of a block together, to at most so many experts, "
+            "and no backbone does"
+        },
         only={
-            # LLaDA2.2 routes whole blocks under a shared limit of experts, which no backbone does.
-            "expert_capacity": (None,),
             "use_bias": (False,),
             "use_sliding_window": (False,),
             "use_rmsnorm": (True,),
@@ -332,6 +354,7 @@ FAMILIES = (
         block_length=4,
         block_key="block_size",
         mask_token="<|MASK|>",
+        mask_id=151669,
         tokenizer="Qwen2Tokenizer",
     ),
     Published(
@@ -345,6 +368,7 @@ FAMILIES = (
         block_length=4,
         block_key="block_size",
         mask_token="<|MASK|>",
+        mask_id=151669,
         tokenizer="Qwen2Tokenizer",
     ),
     Published(
@@ -369,6 +393,7 @@ FAMILIES = (
         backbone=_wedlm_backbone,
         needs=_QWEN,
         only={"use_sliding_window": (False,)},
+        config=_wedlm_config,
         kind="masked_causal",
         mask_id=151665,
         stop_tokens=("<|im_end|>", "<|endoftext|>"),

@@ -108,6 +108,8 @@ def _sample(logits_NV: Tensor, reads: Sequence[LogitsRead], spans: Sequence[slic
             columns["margin"] = sampling.margin(probs_NV)[:, None]
         if "entropy" in wanted:
             columns["entropy"] = sampling.entropy(probs_NV)[:, None]
+        if "gap" in wanted:
+            columns["gap"] = sampling.margin(z_NV)[:, None]
     return columns
 
 

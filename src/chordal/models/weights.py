@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
+
+from chordal.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class Split:
     Attributes:
         published: Its template.
         ours: Templates of its parts, from the first row down.
-        rows: Rows of each part.
+        rows: Rows of each part; the last takes what there is, so that a wrong shape shows.
     """
 
     published: str
@@ -46,23 +49,19 @@ class WeightMap:
 
         Args:
             weights: Tensors, or anything that gives rows when it is sliced.
+
+        Raises:
+            CheckpointError: Two of them are the same weight of ours.
         """
         found: dict[str, Any] = {}
+        source: dict[str, str] = {}
         for name, weight in weights.items():
-            for rule in self.rules:
-                fields = _match(rule.published, name)
-                if fields is None:
-                    continue
-                if isinstance(rule, Rename):
-                    found[_fill(rule.ours, fields)] = weight
-                else:
-                    start = 0
-                    for part, rows in zip(rule.ours, rule.rows, strict=True):
-                        found[_fill(part, fields)] = _Rows(weight, start, start + rows)
-                        start += rows
-                break
-            else:
-                found[name] = weight
+            for ours, value in self._parts(name, weight):
+                if ours in found:
+                    raise CheckpointError(
+                        f"the weights hold {name} and {source[ours]}, which are the same one under two names."
+                    )
+                found[ours], source[ours] = value, name
         return found
 
     def to_published(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -79,6 +78,20 @@ class WeightMap:
                 found[name] = (name,)
         return found
 
+    def _parts(self, name: str, weight: Any) -> list[tuple[str, Any]]:
+        for rule in self.rules:
+            fields = _match(rule.published, name)
+            if fields is None:
+                continue
+            if isinstance(rule, Rename):
+                return [(_fill(rule.ours, fields), weight)]
+            starts = [sum(rule.rows[:part]) for part in range(len(rule.rows))]
+            return [
+                (_fill(part, fields), _Rows(weight, start, end))
+                for part, start, end in zip(rule.ours, starts, [*starts[1:], None], strict=True)
+            ]
+        return [(name, weight)]
+
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
@@ -86,16 +99,20 @@ class _Rows:
 
     weight: Any
     start: int
-    end: int
+    end: int | None
 
     def __getitem__(self, index: Any) -> Any:
         return self.weight[self.start : self.end][index]
 
 
 def _match(template: str, name: str) -> dict[str, str] | None:
-    pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(template))
-    found = re.fullmatch(pattern, name)
+    found = _pattern(template).fullmatch(name)
     return found.groupdict() if found else None
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[0-9]+)", re.escape(template)))
 
 
 def _fill(template: str, fields: Mapping[str, str]) -> str:

@@ -16,8 +16,10 @@ from chordal.testing.ideal import simulate as simulate
 from chordal.testing.laws import chi_square as chi_square
 from chordal.testing.laws import sample_joint as sample_joint
 from chordal.testing.tiny import TINY_EOS as TINY_EOS
+from chordal.testing.tiny import TINY_LOOPS as TINY_LOOPS
 from chordal.testing.tiny import TINY_MASK as TINY_MASK
 from chordal.testing.tiny import TINY_POISON as TINY_POISON
+from chordal.testing.tiny import TINY_SLIDING_WINDOW as TINY_SLIDING_WINDOW
 from chordal.testing.tiny import TINY_VOCAB as TINY_VOCAB
 from chordal.testing.tiny import Alphabet as Alphabet
 from chordal.testing.tiny import CountingModel as CountingModel

@@ -21,7 +21,7 @@ from chordal.engine import Engine
 from chordal.errors import DecodingError, UnknownNameError
 from chordal.forward import Causal, Forward, Ints
 from chordal.generation import Model
-from chordal.models.family import Kind
+from chordal.models.family import Kind, Need
 from chordal.models.language_model import LanguageModel
 from chordal.models.runner import Runner
 from chordal.ops.sampling import Law
@@ -42,13 +42,15 @@ _LAWS = (
     Law(temperature=0.7, top_k=6, min_p=0.05),
     Law(temperature=1.3, top_p=0.8, repetition_penalty=1.4),
 )
-_KINDS: tuple[tuple[Kind, int], ...] = (
+_KINDS: tuple[tuple[Need, int], ...] = (
     ("causal", 1),
     ("masked", 0),
     ("masked", 1),
     ("block", 0),
     ("block", 1),
     ("masked_causal", 0),
+    ("uniform", 0),
+    ("looped", 1),
 )
 
 
@@ -58,12 +60,12 @@ class Subject:
 
     Attributes:
         decoder: The decoder with its config.
-        kind: Of the model.
+        kind: Of the model, or "looped".
         shift: Of the model.
     """
 
     decoder: Decoder
-    kind: Kind
+    kind: Need
     shift: int
 
     def __str__(self) -> str:
@@ -213,7 +215,7 @@ def the_seed_decides_the_output(subject: Subject) -> None:
 
 def alone_equals_in_a_batch(subject: Subject) -> None:
     """Who else runs, with which decoder, law and length and since when, changes nothing."""
-    names = [name for name in decoder_names() if subject.kind in decoder_class(name).needs]
+    names = [name for name in decoder_names() if decoder_class(name).fits(subject.model.family)]
     decoders = [
         subject.decoder if at % 2 == 0 else make_decoder(names[at // 2 % len(names)]) for at in range(8)
     ]
@@ -378,6 +380,8 @@ def an_exact_decoder_gives_what_plain_decoding_gives(subject: Subject) -> None:
         for one, other in zip(got, want, strict=True):
             _same(one.output, other.output, "the greedy output")
     table, prompt = TableModel(), np.array([0, 1, 0, 1, 0])
+    # No loop changes a table.
+    table.family = dataclasses.replace(table.family, num_loops=subject.model.family.num_loops)
     counts = sample_joint(subject.decoder, table, prompt, length=2, runs=1000, law=_SAMPLED)
     chance = chi_square(counts, table.joint(prompt, 2))
     assert chance > 1e-6, f"sampled output this far from the model's law has probability {chance:.1e}"
@@ -424,8 +428,10 @@ class _Raises(Decoder):
 
 
 @cache
-def _model(kind: Kind, shift: int, seed: int = 0) -> LanguageModel:
+def _model(kind: Need, shift: int, seed: int = 0) -> LanguageModel:
     # Fewer rows than the largest batch, so that sequences wait and take over rows.
+    if kind == "looped":
+        return tiny_model(arch="looped", shift=shift, seed=seed, max_rows=6)
     return tiny_model(kind, shift=shift, seed=seed, max_rows=6)
 
 

@@ -13,8 +13,11 @@ import torch
 import transformers
 
 from chordal.forward import Ints, Reading
+from chordal.models.diffusion_gemma import DiffusionGemma
 from chordal.models.family import Family, Kind
 from chordal.models.language_model import LanguageModel
+from chordal.models.looped import LoopedConfig, LoopedForCausalLM, looped_family
+from chordal.models.looped_runner import LoopedLanguageModel
 from chordal.models.runner import Request, Runner
 
 TINY_VOCAB = 32
@@ -23,6 +26,13 @@ TINY_MASK = 31
 TINY_POISON = TINY_VOCAB
 """A token no model can give, with an embedding that is not a number: whoever reads it gets no logits."""
 
+TINY_LOOPS = 4
+"""How often a looped model runs its core."""
+
+TINY_SLIDING_WINDOW = 6
+"""How far sliding layers see, of the models that have some."""
+
+_RUNNERS = {"diffusion_gemma": DiffusionGemma, "looped": LoopedLanguageModel}
 _CAUSAL = {"qwen3": "Qwen3", "llama": "Llama", "qwen2": "Qwen2", "olmo2": "Olmo2"}
 
 
@@ -52,35 +62,80 @@ def tiny_backbone(
     """Make a seeded transformers model of `TINY_VOCAB` tokens.
 
     Args:
-        arch: "qwen3", "llama", "qwen2" or "olmo2".
+        arch: "qwen3", "llama", "qwen2", "olmo2", "looped" or "diffusion_gemma".
         seed: Of its weights.
-        num_layers: Layers.
+        num_layers: Layers; of a looped model those of its core.
         window: Most tokens of a sequence.
         dtype: Of its weights; in float64 no sum is so close that the shape of a batch decides it.
     """
-    config_class = getattr(transformers, _CAUSAL[arch] + "Config")
-    config = config_class(
-        vocab_size=TINY_VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=num_layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=window,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
+    shape: dict[str, Any] = {
+        "vocab_size": TINY_VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": window,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = getattr(transformers, _CAUSAL[arch] + "ForCausalLM")(config)
+        if arch == "diffusion_gemma":
+            model = _diffusion_gemma(shape)
+        elif arch == "looped":
+            del shape["num_hidden_layers"]
+            model = LoopedForCausalLM(
+                LoopedConfig(
+                    **shape, num_core_layers=num_layers, num_loops=TINY_LOOPS, tie_word_embeddings=False
+                )
+            )
+        else:
+            config = getattr(transformers, _CAUSAL[arch] + "Config")(**shape, tie_word_embeddings=False)
+            model = getattr(transformers, _CAUSAL[arch] + "ForCausalLM")(config)
         for weight in model.parameters():
             # Wider than for training, so that logits differ clearly and depend on the context.
-            if weight.dim() == 2:
+            if weight.dim() >= 2:
                 torch.nn.init.normal_(weight, std=0.25)
+        if arch == "diffusion_gemma":
+            # Fed what it said, it would double every rounding error in each step.
+            torch.nn.init.normal_(model.model.decoder.self_conditioning.down_proj.weight, std=0.025)
     return model.to(dtype).eval()
+
+
+def _diffusion_gemma(shape: dict[str, Any]) -> Any:
+    """Make a DiffusionGemma of sliding layers and full ones in turn; no image is ever shown to it."""
+    num_layers = shape["num_hidden_layers"]
+    kinds = ["full_attention" if at % 2 else "sliding_attention" for at in range(num_layers)]
+    config = transformers.DiffusionGemmaConfig(
+        text_config={
+            **shape,
+            "layer_types": [*kinds[:-1], "full_attention"],
+            "sliding_window": TINY_SLIDING_WINDOW,
+            "global_head_dim": 16,
+            "num_global_key_value_heads": 1,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 16,
+        },
+        vision_config={
+            "model_type": "gemma4_vision",
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "num_key_value_heads": 1,
+            "head_dim": 8,
+            "patch_size": 2,
+            "position_embedding_size": 4,
+        },
+        canvas_length=4,
+    )
+    model = transformers.DiffusionGemmaForBlockDiffusion(config)
+    model.set_experts_implementation("eager")  # the others have no float64
+    return model
 
 
 def tiny_model(
@@ -88,7 +143,7 @@ def tiny_model(
     *,
     shift: int | None = None,
     block_length: int = 4,
-    arch: str = "qwen3",
+    arch: str | None = None,
     seed: int = 0,
     num_layers: int = 2,
     window: int = 64,
@@ -100,32 +155,40 @@ def tiny_model(
     Among masks the mask token has the largest logit of all: a decoder that could commit it would.
 
     Args:
-        kind: "causal", "masked", "block" or "masked_causal".
+        kind: "causal", "masked", "block", "masked_causal" or "uniform".
         shift: Of the family; None is what the kind usually has.
-        block_length: Of the block kind.
-        arch: See `tiny_backbone`, as the next three.
+        block_length: Of the block kind, and of the canvas of the uniform kind.
+        arch: See `tiny_backbone`, as the next three; None is "diffusion_gemma" for the uniform kind and
+            "qwen3" for the others.
         seed: Of its weights.
         num_layers: Layers.
         window: Most tokens of a sequence.
         max_rows: Sequences at once, at most.
         dtype: Of its weights.
     """
+    arch = arch or ("diffusion_gemma" if kind == "uniform" else "qwen3")
     model = tiny_backbone(arch, seed=seed, num_layers=num_layers, window=window, dtype=dtype)
+    has_mask = kind not in ("causal", "uniform")
     with torch.no_grad():
-        if kind != "causal":
+        if has_mask:
             states = model.base_model(input_ids=torch.full((1, 8), TINY_MASK)).last_hidden_state
             model.get_output_embeddings().weight[TINY_MASK] = states.mean((0, 1))
         known = model.get_input_embeddings().weight
-        poison = torch.full_like(known[:1], float("nan"))
-        model.set_input_embeddings(torch.nn.Embedding.from_pretrained(torch.cat([known, poison])))
+        poisoned = torch.cat([known, torch.full_like(known[:1], float("nan"))])
+        # Where weights are tied, those of the output stay as they are.
+        model.get_input_embeddings().weight = torch.nn.Parameter(poisoned)
     family = Family(
         kind=kind,
-        mask_id=None if kind == "causal" else TINY_MASK,
+        mask_id=TINY_MASK if has_mask else None,
         shift=(1 if kind == "causal" else 0) if shift is None else shift,
-        block_length=block_length if kind == "block" else None,
+        block_length=block_length if kind in ("block", "uniform") else None,
+        vocab_size=TINY_VOCAB if kind == "uniform" else None,
         eos_ids=(TINY_EOS,),
     )
-    return LanguageModel(model, family, Alphabet(), name=f"tiny {kind}", max_rows=max_rows)
+    runner = _RUNNERS.get(arch, LanguageModel)
+    if arch == "looped":
+        family = looped_family(family, model.config)
+    return runner(model, family, Alphabet(), name=f"tiny {kind}", max_rows=max_rows)
 
 
 def random_prompt(length: int, seed: int = 0) -> Ints:

@@ -41,8 +41,8 @@ class ToyModel(ABC):
     ) -> None:
         self.family, self.vocab_size, self.window = family, vocab_size, window
         self.max_rows, self.name = max_rows, name
-        # Read-only requests stand behind a full window.
-        shape = max_rows, 3 * window
+        # Read-only requests stand behind a full window; a tuple of them may be 16 times as wide.
+        shape = max_rows, 17 * window
         self._tokens = np.full(shape, UNSEEN, np.int64)
         self._positions = np.full(shape, UNSEEN, np.int64)
         self._used = [0] * max_rows
@@ -109,6 +109,8 @@ class ToyModel(ABC):
         views: dict[bytes, Ints] = {}  # the queries of a canvas mostly see the same
         for query in forward.read.rows.tolist():
             seen = np.arange(visible.start[query], visible.end[query])
+            if visible.hidden is not None:
+                seen = np.setdiff1d(seen, visible.hidden)
             if visible.own is not None:
                 seen = np.union1d(seen, slots[visible.own[query]])
             key = seen.tobytes()
