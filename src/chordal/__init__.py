@@ -25,6 +25,8 @@ _PUBLIC = {
     "Request": "chordal.generation",
     "Sequence": "chordal.sequence",
     "bundled_models": "chordal.models.checkpoint",
+    "convert": "chordal.models.convert",
+    "describe": "chordal.models.describe",
     "list_decoders": "chordal.registry",
     "load": "chordal.generation",
 }
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from chordal.generation import Request as Request
     from chordal.generation import load as load
     from chordal.models.checkpoint import bundled_models as bundled_models
+    from chordal.models.convert import convert as convert
+    from chordal.models.describe import describe as describe
     from chordal.ops.sampling import Law as Law
     from chordal.registry import list_decoders as list_decoders
     from chordal.sequence import Sequence as Sequence

@@ -70,7 +70,10 @@ def test_json_says_what_the_numbers_depend_on(run):
 
 def test_all_decoders_that_fit_are_compared_by_default(run):
     rows = run("compare", "--model", "tiny-mdm", "--tasks", "copy", *QUICK, "--json").json["rows"]
-    assert [row["decoder"] for row in rows] == ["low_confidence", "threshold"]
+    fitting = run("inspect", "tiny-mdm", "--json").json["decoders"]
+    assert [row["decoder"] for row in rows] == fitting
+    assert {"low_confidence", "threshold"} < set(fitting)
+    assert "autoregressive" not in fitting
 
 
 def test_own_prompts_show_agreement_where_nobody_can_grade(run, write_jsonl):

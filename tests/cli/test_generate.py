@@ -131,7 +131,7 @@ def test_terminal_gets_the_text_as_it_comes(run, terminal, monkeypatch):
     ("args", "words"),
     [
         (["--model", "tiny-arr"], ["unknown model", "tiny-ar"]),
-        (["--decoder", "prompt_lokup"], ["unknown decoder", "Did you mean prompt_lookup?"]),
+        (["--decoder", "prompt_lokup"], ["unknown decoder", "Did you mean", "prompt_lookup"]),
         (["--decoder", ""], ["unknown decoder"]),
         (["--decoder", "threshold"], ["needs a masked model", "autoregressive"]),
         (["--model", "tiny-mdm", "--decoder", "prompt_lookup"], ["needs a causal model", "low_confidence"]),

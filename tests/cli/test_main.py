@@ -9,8 +9,9 @@ import pytest
 
 from chordal import __version__
 from chordal.cli import app, main
+from chordal.testing.published_llada import write_llada
 
-COMMANDS = ["generate", "compare", "list", "train"]
+COMMANDS = ["generate", "compare", "inspect", "convert", "list", "train"]
 HEAVY = {"torch", "transformers", "tokenizers", "numpy", "rich", "safetensors"}
 
 
@@ -49,7 +50,8 @@ def test_the_commands_of_the_help_work_when_pasted(run, capsys, monkeypatch, tmp
     pasted = set()
     for command in [[], *([name] for name in COMMANDS)]:
         pasted |= set(examples(run(*command, "--help").out))
-    # The demo has a test of its own, on fewer prompts.
+    # The demo has a test of its own, on fewer prompts. Of published checkpoints there are tiny ones only.
+    write_llada(tmp_path / "GSAI-ML" / "LLaDA-8B-Instruct")
     for example in sorted(pasted - {"compare --demo"}):
         result = run(*shlex.split(example))
         assert result.code == 0, (example, result.err)

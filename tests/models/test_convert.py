@@ -132,7 +132,7 @@ def test_a_failure_leaves_nothing_behind(llada, tmp_path, monkeypatch):
 def test_without_the_published_files_the_way_back_is_refused(llada, tmp_path):
     made = convert(llada, tmp_path / "ours")
     shutil.rmtree(made / "published")
-    with pytest.raises(CheckpointError, match="published/config.json is missing"):
+    with pytest.raises(CheckpointError, match=r"published/config\.json is missing"):
         convert(made, tmp_path / "back")
 
 

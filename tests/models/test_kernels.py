@@ -18,6 +18,9 @@ SHAPE = {
     "head_dim": 8,
     "initializer_range": 0.3,
 }
+needs_packing = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="weights are packed by oneDNN"
+)
 
 
 def make(kind, dtype=torch.float32):
@@ -59,7 +62,7 @@ def test_plain_norms_are_replaced_and_others_are_not():
     assert not any("norm" in name for name in replaced(gemma))  # theirs add 1 to the weight
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="weights are packed by oneDNN")
+@needs_packing
 def test_packed_weights_multiply_as_they_did():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(300, 200), torch.nn.Linear(200, 100, bias=False)).eval()
@@ -73,13 +76,39 @@ def test_packed_weights_multiply_as_they_did():
             torch.testing.assert_close(model(x).double(), want, rtol=1e-4, atol=1e-4)
 
 
+@needs_packing
+def test_memory_does_not_hold_a_packed_weight_twice():
+    torch.manual_seed(0)
+    large = torch.nn.Linear(800, 700).eval()
+    x, weight, bias = torch.randn(3, 800), large.weight.detach().clone(), large.bias
+    speed_up(torch.nn.Sequential(large))
+    assert large.weight.numel() == 0
+    with torch.inference_mode():
+        for rows in (x, x[:1], x[0]):
+            torch.testing.assert_close(large(rows), rows @ weight.T + bias, rtol=1e-4, atol=1e-4)
+
+
+@needs_packing
+def test_a_weight_that_others_use_too_is_kept():
+    embedding = torch.nn.Embedding(800, 700)
+    head = torch.nn.Linear(700, 800, bias=False)
+    head.weight = embedding.weight
+    speed_up(torch.nn.Sequential(embedding, head).eval())
+    assert head.weight is embedding.weight
+    assert embedding(torch.tensor([5])).shape == (1, 700)
+
+
+@needs_packing
 def test_weights_that_are_elsewhere_or_more_than_a_tensor_are_left_alone():
     class Special(torch.Tensor):
         pass
 
     plain = make("Llama")
     model = copy.deepcopy(plain)
-    hooked, kept_away, special = "model.norm", "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
+    layer = "model.layers.0."
+    hooked, kept_away, special = (
+        layer + part for part in ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")
+    )
     model.get_submodule(hooked).forward = forward = lambda states: states
     model.get_submodule(kept_away).to("meta")
     weight = model.get_submodule(special).weight

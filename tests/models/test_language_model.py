@@ -489,9 +489,13 @@ def test_reads_are_of_the_rows_asked_for(make_backbone, make_model):
     assert (nothing.tokens, nothing.logits, nothing.max_logit) == (None, None, None)
 
 
-def test_logits_are_float32_whatever_the_weights(make_model):
-    for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        assert run_one(make_model(dtype=dtype), feed(random_tokens(3))).dtype == torch.float32
+def test_logits_are_in_float32_or_wider(make_model):
+    for dtype, wide in [
+        (torch.float64, torch.float64),
+        (torch.float32,) * 2,
+        (torch.bfloat16, torch.float32),
+    ]:
+        assert run_one(make_model(dtype=dtype), feed(random_tokens(3))).dtype == wide
 
 
 def test_the_mask_token_has_no_probability(make_model):

@@ -90,6 +90,13 @@ def window_of(config: Any) -> int:
     raise CheckpointError(f"config.json: none of {', '.join(_WINDOW_NAMES)} says how long a text may be.")
 
 
+def num_experts_of(config: Any) -> int | None:
+    """Give how many routed experts a layer has, None for models without."""
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    counts = [count for name in names if (count := getattr(config, name, None))]
+    return counts[0] if counts else None
+
+
 def attention_reach(config: Any) -> dict[LayerKind, int | None]:
     """Give the kinds of attention layers a config describes and how far each sees.
 
@@ -155,7 +162,9 @@ def _logits(model: Any, backbone: Any, device: torch.device) -> Callable[[Tensor
     head = model.get_output_embeddings()
     whole = _own_logits(model, backbone, device)
     generator = torch.Generator().manual_seed(0)
-    states = torch.randn(2, head.weight.shape[-1], generator=generator).to(device, model.dtype)
+    states = torch.randn(2, getattr(head, "in_features", head.weight.shape[-1]), generator=generator).to(
+        device, model.dtype
+    )
     with torch.inference_mode():
         try:
             is_plain = torch.equal(head(states).float(), whole(states).float())

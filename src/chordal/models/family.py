@@ -51,6 +51,7 @@ class Family:
         vocab_size: Tokens that noise is drawn from, for the uniform kind and looped models.
         num_loops: How often a looped model runs its core unless a request says otherwise; None for
             models that are not looped.
+        num_experts: Routed experts of a layer; None for models without.
         eos_ids: Tokens that end a text.
         settings: Settings of the default decoder that the checkpoint was published with.
     """
@@ -62,6 +63,7 @@ class Family:
     block_length: int | None = None
     vocab_size: int | None = None
     num_loops: int | None = None
+    num_experts: int | None = None
     eos_ids: tuple[int, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 

@@ -7,15 +7,20 @@ replaced in place, only for inference, and only where the result is shown to be 
 
 from __future__ import annotations
 
+import ctypes
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Packing keeps a second copy of every weight matrix.
+# Measured up to here; larger models are mostly bound by memory.
 _PACK_BELOW_PARAMETERS = 500_000_000
+
+_TRIM_BYTES = 16_000_000
 
 # Multiplications from which the packed product is faster, measured on one core: below it the cost of
 # the call outweighs what packing saves.
@@ -34,9 +39,22 @@ def speed_up(model: torch.nn.Module) -> None:
     on_cpu = next(model.parameters()).device.type == "cpu"
     size = sum(p.numel() for p in model.parameters())
     if on_cpu and size < _PACK_BELOW_PARAMETERS and torch.backends.mkldnn.is_available():
+        num_users = Counter(id(module.weight) for module in model.modules() if hasattr(module, "weight"))
+        freed_bytes = 0
         for module in filter(_is_untouched, model.modules()):
             if type(module) is torch.nn.Linear and module.weight.dtype in (torch.float32, torch.bfloat16):
-                module.forward = _packed_linear(module)  # type: ignore[assignment]
+                is_shared = num_users[id(module.weight)] > 1
+                freed_bytes += module.weight.nbytes
+                module.forward = _packed_linear(module, is_shared=is_shared)  # type: ignore[assignment]
+                if freed_bytes > _TRIM_BYTES:
+                    _return_freed_memory()
+                    freed_bytes = 0
+
+
+def _return_freed_memory() -> None:
+    """Give the system what was freed; glibc keeps it for later, on top of all that is packed meanwhile."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _is_untouched(module: torch.nn.Module) -> bool:
@@ -67,15 +85,23 @@ def _is_plain_norm(module: Any, eps: float) -> bool:
 
 
 @torch.no_grad()
-def _packed_linear(module: torch.nn.Linear) -> Callable[[Tensor], Tensor]:
-    """Keep the weights in oneDNN's blocked layout, as a compiled and frozen model would."""
+def _packed_linear(module: torch.nn.Linear, *, is_shared: bool) -> Callable[[Tensor], Tensor]:
+    """Keep the weights in oneDNN's blocked layout, as a compiled and frozen model would.
+
+    The weights as they were are given up where the packed ones serve every call and nothing else needs
+    them, so that memory does not hold both.
+    """
     weight, bias = module.weight, module.bias
+    num_outputs, size = weight.shape[0], weight.numel()
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
     product = torch.ops.mkldnn._linear_pointwise
+    if size >= _PACKED_FROM and not is_shared:
+        module.weight = torch.nn.Parameter(weight.new_empty(0), requires_grad=False)
+        del weight
 
     def forward(x: Tensor) -> Tensor:
-        if x.numel() * weight.shape[0] < _PACKED_FROM:
-            return F.linear(x, weight, bias)
+        if x.numel() * num_outputs < _PACKED_FROM:  # never true of a weight that was given up
+            return F.linear(x, module.weight, bias)
         y: Tensor = product(x.reshape(-1, x.shape[-1]), packed, bias, "none", [], "")
         return y.view(*x.shape[:-1], -1)
 

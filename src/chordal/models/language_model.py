@@ -7,6 +7,7 @@ than the request asks for (sliding windows, chunks) are kept to what they see, b
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from chordal.models.cache import SlotCache
 from chordal.models.family import Family
 from chordal.models.kernels import speed_up
 from chordal.models.reading import LogitsRead, read_logits
+from chordal.models.routers import Fed, Routers
 from chordal.models.runner import Request
 
 
@@ -64,6 +66,13 @@ class Batch:
         return int(self.packed_5BT.shape[1])
 
     @property
+    def fed(self) -> list[Fed]:
+        """Where the rows of each request are, rows of the cache one after the other."""
+        width = self.packed_5BT.shape[2]
+        spans = [slice(p.row * width + p.at, p.row * width + p.at + len(p.slots)) for p in self.placed]
+        return [Fed(rows, p.forward.routing) for rows, p in zip(spans, self.placed, strict=True)]
+
+    @property
     def reads_hidden(self) -> bool:
         """Whether hidden states of layers are asked for."""
         return any(isinstance(p.forward.read, Hidden) for p in self.placed)
@@ -87,6 +96,7 @@ class LanguageModel:
         self.model = model.eval()
         speed_up(model)
         self.architecture = Architecture.of(model)
+        self.routers = Routers(self.architecture.backbone, self.architecture.device)
         self.family = family
         self.tokenizer = tokenizer
         self.name = name
@@ -131,15 +141,23 @@ class LanguageModel:
         if not is_all_seen:
             can_attend_B1TS = self._can_attend(batch.placed, start_BT, end_BT, span)
         positions_BS = self.cache.place(positions_BT) if self._goes_by_position else None
-        output = self._call(
-            batch,
-            input_ids=tokens_BT,
-            position_ids=positions_BT,
-            attention_mask=self._masks(can_attend_B1TS, positions_BT, positions_BS),
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return self._read(batch, output)
+        fed = batch.fed
+        with self.routers.watch(fed, tokens_BT.numel()) as chosen:
+            output = self._call(
+                batch,
+                input_ids=tokens_BT,
+                position_ids=positions_BT,
+                attention_mask=self._masks(can_attend_B1TS, positions_BT, positions_BS),
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        readings = self._read(batch, output)
+        if chosen:
+            used = self.routers.used(chosen, fed)
+            readings = [
+                dataclasses.replace(one, experts=mine) for one, mine in zip(readings, used, strict=True)
+            ]
+        return readings
 
     @torch.inference_mode()
     def compare(self) -> tuple[Tensor, Tensor]:
