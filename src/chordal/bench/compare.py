@@ -69,6 +69,8 @@ class Row:
         committed_tokens: Sum over the prompts.
         forwards: Forward passes of the target after prefill, summed over the prompts.
         draft_forwards: Forward passes of all other models, likewise.
+        rows: Requests fed to the target: more than `forwards` where several canvases went into one.
+        positions_fed: Token positions fed to the target, prefill included.
         tokens_per_forward: `committed_tokens / forwards`.
         seconds: Wall-clock of a round: median, minimum and maximum.
         tokens_per_s: `committed_tokens` by the median of the seconds.
@@ -84,6 +86,8 @@ class Row:
     committed_tokens: int
     forwards: int
     draft_forwards: int
+    rows: int
+    positions_fed: int
     tokens_per_forward: float
     seconds: tuple[float, float, float]
     tokens_per_s: float
@@ -126,7 +130,7 @@ def compare(
     """
     if repeats < 1:
         raise InputError(f"repeats must be at least 1; got {repeats}.")
-    plain = Contender(model.family.default_decoder)
+    plain = Contender(model.family.default_decoder, dict(model.family.plain_settings))
     lineup = [plain, *(contender for contender in contenders if contender != plain)]
 
     def run(contender: Contender, workload: Workload, prompts: Seq[Prompt]) -> list[Generation]:
@@ -255,6 +259,8 @@ def _row(
         committed_tokens=tokens,
         forwards=forwards,
         draft_forwards=sum(sum(result.stats["draft_forwards"].values()) for result in mine),
+        rows=sum(result.stats["rows"] for result in mine),
+        positions_fed=sum(result.stats["positions_fed"] for result in mine),
         tokens_per_forward=tokens / forwards if forwards else 0.0,
         seconds=(median, min(seconds), max(seconds)),
         tokens_per_s=tokens / median if median else 0.0,
