@@ -34,6 +34,12 @@ def test_each_query_sees_a_span_of_slots(sees, expected):
     assert spans(sees) == expected
 
 
+def test_a_canvas_may_hide_some_of_its_slots():
+    visible = Full(9, hidden=np.array([2, 7])).visible(SLOTS)
+    assert (visible.end.tolist(), visible.hidden.tolist()) == ([9] * 4, [2, 7])
+    assert Full(9).visible(SLOTS).hidden is None
+
+
 def test_a_node_of_a_tree_sees_the_prefix_and_its_ancestors():
     visible = Tree(7, (-1, 0, 0, 1, 2)).visible(np.arange(7, 12))
     assert visible.start.tolist() == [0] * 5
@@ -92,6 +98,13 @@ def test_a_read_only_forward_needs_a_spec_that_names_rows(sees):
 @pytest.mark.parametrize("sees", [Tree(0, (-1,)), Together(), Visible(ROW, ROW, np.ones((1, 1), bool))])
 def test_a_read_only_forward_takes_specs_that_name_rows(sees):
     assert Forward(ROW, ROW, sees, Logits(ROW)).slots is None
+
+
+def test_a_forward_needs_as_many_injected_rows_as_tokens():
+    forward = Forward(np.arange(3), np.arange(3), Together(), inject=np.zeros((3, 9)))
+    assert forward.inject.shape == (3, 9)
+    with pytest.raises(ValueError, match="a forward of 3 tokens needs as many injected rows; got 2"):
+        dataclasses.replace(forward, inject=np.zeros((2, 9)))
 
 
 def test_a_forward_cannot_change_once_it_is_asked_for():

@@ -38,9 +38,10 @@ def make(make_model, tokenizer):
             text.chat_template = None
         family = Family(
             kind=kind,
-            mask_id=None if kind == "causal" else tokenizer.mask_token_id,
+            mask_id=None if kind in ("causal", "uniform") else tokenizer.mask_token_id,
             shift=1 if kind == "causal" else 0,
-            block_length=4 if kind == "block" else None,
+            block_length=4 if kind in ("block", "uniform") else None,
+            vocab_size=len(tokenizer),
             eos_ids=(tokenizer.eos_token_id,) if eos_ids is None else eos_ids,
         )
         size = {"vocab_size": len(tokenizer)}
@@ -187,7 +188,7 @@ def test_without_a_length_there_are_64_new_tokens_or_what_the_window_leaves(mode
             {"temprature": 1},
             "unknown argument 'temprature'. Did you mean temperature or trace? Known: chat,",
         ),
-        ({"decoder": "prompt_lokup"}, "unknown decoder 'prompt_lokup'. Did you mean prompt_lookup?"),
+        ({"decoder": "prompt_lokup"}, "unknown decoder 'prompt_lokup'. Did you mean prompt_lookup"),
         ({"decoder": ""}, "unknown decoder ''."),
         ({"decoder": "threshold"}, "threshold needs a masked model; this one is causal."),
         ({"config": {"num_draft": 2}}, "unknown autoregressive setting 'num_draft'."),
@@ -216,7 +217,13 @@ def test_an_unknown_argument_is_an_unknown_name(model):
 
 @pytest.mark.parametrize(
     ("kind", "decoder"),
-    [("causal", "autoregressive"), ("masked", "low_confidence"), ("block", "block_diffusion")],
+    [
+        ("causal", "autoregressive"),
+        ("masked", "low_confidence"),
+        ("block", "block_diffusion"),
+        ("masked_causal", "wedlm"),
+        ("uniform", "renoise"),
+    ],
 )
 def test_every_kind_of_model_has_its_plain_decoder(make, kind, decoder):
     [result] = make(kind).generate("copy: Ana", max_new_tokens=6)

@@ -172,6 +172,11 @@ class Engine:
             stats.forwards[name] = stats.forwards.get(name, 0) + 1
             if name == TARGET:
                 stats.rows += len(mine)
+                usual = run.seq.family.num_loops or 0
+                stats.loops += max(usual if ask.loops is None else ask.loops.count for ask in mine)
+                readings = run.readings or [None] * len(run.pending)  # where the request could not run
+                given = zip(run.pending, readings, strict=True)
+                stats.experts += _num_experts([reading for ask, reading in given if ask.model == name])
 
     def _resume(self, run: _Run, given: Any) -> None:
         """Let a coroutine go on to its next request; whatever it raises ends its own sequence only."""
@@ -215,6 +220,12 @@ class Engine:
         if run.seq.done:
             run.coroutine.close()
         return run.seq.done
+
+
+def _num_experts(readings: Seq[Reading | None]) -> float:
+    """Count the distinct experts that the requests of a sequence used together, mean over layers."""
+    used = [reading.experts for reading in readings if reading is not None and reading.experts is not None]
+    return float(np.logical_or.reduce(used).sum(1).mean()) if used else 0.0
 
 
 def _group_by_width(asked: Seq[tuple[int, int, Forward]]) -> list[list[tuple[int, int, Forward]]]:

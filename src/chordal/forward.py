@@ -19,11 +19,13 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from chordal.ops.experts import Routing
 from chordal.ops.sampling import Law
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
+Score: TypeAlias = Literal["probs", "margin", "entropy", "gap"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +36,13 @@ class Visible:
         start: First visible slot of each query, int `[q]`.
         end: One past the last visible slot of each query, int `[q]`.
         own: Rows of the same request each query also sees, bool `[q, q]`, or None for no others.
+        hidden: Slots between `start` and `end` that no query sees all the same, int `[h]`.
     """
 
     start: Ints
     end: Ints
     own: Bools | None = None
+    hidden: Ints | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +65,13 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Full:
-    """Each query sees the slots `0 <= slot < end`."""
+    """Each query sees the slots `0 <= slot < end` but those in `hidden`."""
 
     end: int
+    hidden: Ints | None = None
 
     def visible(self, slots: Ints) -> Visible:  # noqa: D102
-        return Visible(np.zeros_like(slots), np.full_like(slots, self.end))
+        return Visible(np.zeros_like(slots), np.full_like(slots, self.end), hidden=self.hidden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +130,9 @@ class Sample:
         rows: Which fed rows, int `[r]`.
         law: Distribution the tokens are drawn from; temperature 0 takes the most likely one.
         uniforms: One number in [0, 1) for each row, float `[r]`; needed unless the law is greedy.
-        scores: Which of "probs", "margin" and "entropy" to bring back.
+        scores: Which of "probs", "margin", "entropy" and "gap" to bring back.
         of: Distribution the scores are of: "model" (softmax after penalties and bans) or "law" (after
-            temperature and truncation, where temperature 0 counts as 1).
+            temperature and truncation, where temperature 0 counts as 1). The gap is always the model's.
         contexts: Tokens that precede each row, for the repetition penalty: `[r]` arrays.
         banned: Token ids that are never chosen and have no probability.
         unscored: Token ids that may be chosen but score as if they had no probability.
@@ -136,7 +141,7 @@ class Sample:
     rows: Ints
     law: Law = field(default_factory=Law)
     uniforms: Floats | None = None
-    scores: tuple[Literal["probs", "margin", "entropy"], ...] = ()
+    scores: tuple[Score, ...] = ()
     of: Literal["model", "law"] = "model"
     contexts: tuple[Ints, ...] | None = None
     banned: tuple[int, ...] = ()
@@ -153,7 +158,7 @@ class TopK:
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """Read the raw logits of each row, float32 and left on the device."""
+    """Read the raw logits of each row, in float32 or wider and left on the device."""
 
     rows: Ints
 
@@ -174,6 +179,31 @@ Read: TypeAlias = Sample | TopK | Logits | Hidden
 
 
 @dataclass(frozen=True, slots=True)
+class Loops:
+    """How a looped model runs a request: how often, and going on from where.
+
+    What an earlier reading gave may be given back for the first rows; the rows behind them start fresh.
+    Loops are counted from the last, so a pass sees of the cached tokens their last `count` loops, which
+    they must have had.
+
+    Attributes:
+        count: How often the core is run, at least 1.
+        states: States of the first rows from an earlier reading, device tensor `[n, D]`.
+        noise: Share of each of these states that is replaced by a fresh one, float `[n]`; None for none.
+        noise_keys: What those fresh states are drawn with, int `[n]`.
+        embeds: Embeddings of the first rows from an earlier reading, device tensor `[m, D]`.
+        momentum: Their share in the embeddings of this pass.
+    """
+
+    count: int
+    states: Any = None
+    noise: Floats | None = None
+    noise_keys: Ints | None = None
+    embeds: Any = None
+    momentum: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Forward:
     """Feed tokens at positions, let each see some slots, read something back.
 
@@ -186,6 +216,12 @@ class Forward:
             get slots of their own behind everything cached, so a spec must name them by row (`Tree`,
             `Together`, or `Visible` with `own`).
         model: Which of the engine's models.
+        inject: Logits of an earlier reading of the same rows, device tensor `[q, V]`, for models that
+            condition on them; others take no notice.
+        loops: How a looped model runs it; None is its usual number of loops from fresh states. Others
+            take no notice.
+        routing: Experts that the rows of the request agree on, in every layer of a mixture of experts;
+            None leaves each row its own. Other models refuse it.
     """
 
     tokens: Ints
@@ -194,6 +230,9 @@ class Forward:
     read: Read | None = None
     slots: Ints | None = None
     model: str = "target"
+    inject: Any = None
+    loops: Loops | None = None
+    routing: Routing | None = None
 
     def __post_init__(self) -> None:
         num = len(self.tokens)
@@ -207,6 +246,14 @@ class Forward:
             raise ValueError(
                 f"a read-only forward needs a spec that names rows; got {type(self.sees).__name__}"
             )
+        # A row outside would read padding, or a row of another sequence.
+        rows = np.asarray([] if self.read is None else self.read.rows)
+        if len(rows) and (rows.min() < 0 or rows.max() >= num):
+            raise ValueError(
+                f"a forward of {num} tokens has rows 0 to {num - 1}; got a read of rows {rows.tolist()}"
+            )
+        if self.inject is not None and len(self.inject) != num:
+            raise ValueError(f"a forward of {num} tokens needs as many injected rows; got {len(self.inject)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +265,15 @@ class Reading:
         probs: Probability of each of `tokens`, same shape.
         margin: Difference of the two largest probabilities, float `[r]`.
         entropy: In nats, float `[r]`.
+        gap: Difference of the two largest logits, float `[r]`.
         max_logit: Largest raw logit, float `[r]`.
         logits: Tensor `[r, V]` on the device.
         hidden: Tensor `[r, layers, D]` on the device.
+        states: With `loops`: the states of all fed rows, tensor `[q, D]` on the device.
+        embeds: With `loops`: their embeddings behind the prelude, tensor `[q, D]` on the device.
+        change: With `loops`: |new state - old state| / |new state| of all fed rows, float `[q]`.
+        experts: Of a mixture of experts: which ones the fed rows used, bool `[layers, experts]`, asked
+            for or not.
     """
 
     # Any rather than optional: a decoder knows what it asked for.
@@ -228,6 +281,11 @@ class Reading:
     probs: Any = None
     margin: Any = None
     entropy: Any = None
+    gap: Any = None
     max_logit: Any = None
     logits: Any = None
     hidden: Any = None
+    states: Any = None
+    embeds: Any = None
+    change: Any = None
+    experts: Any = None

@@ -22,8 +22,22 @@ _BUILT_IN = {
     "prompt_lookup": "chordal.decoders.prompt_lookup:PromptLookup",
     "low_confidence": "chordal.decoders.low_confidence:LowConfidence",
     "threshold": "chordal.decoders.threshold:ThresholdDecoder",
+    "localleap": "chordal.decoders.localleap:LocalLeapDecoder",
+    "credit_decoding": "chordal.decoders.credit_decoding:CreditDecoding",
+    "prophet": "chordal.decoders.prophet:ProphetDecoder",
+    "denoise": "chordal.decoders.denoise:Denoise",
+    "ccd": "chordal.decoders.ccd:CCD",
+    "des": "chordal.decoders.des:DES",
+    "window_diffusion": "chordal.decoders.window_diffusion:WindowDiffusion",
+    "ete": "chordal.decoders.ete:ETE",
     "block_diffusion": "chordal.decoders.block_diffusion:BlockDiffusion",
+    "freedave": "chordal.decoders.freedave:FreeDave",
+    "fast_dllm_v2": "chordal.decoders.fast_dllm_v2:FastDLLMv2",
+    "s2d2": "chordal.decoders.s2d2:S2D2",
     "wedlm": "chordal.decoders.wedlm:WeDLM",
+    "renoise": "chordal.decoders.renoise:Renoise",
+    "recurrent_depth": "chordal.decoders.recurrent_depth:RecurrentDepth",
+    "loop_speculative": "chordal.decoders.loop_speculative:LoopSpeculative",
 }
 
 

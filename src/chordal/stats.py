@@ -17,6 +17,9 @@ class Stats:
         forwards: Sequential forward passes of each model; prefill of the target is not among them.
         prefills: Forward passes of the target that fed nothing but prompt and read nothing.
         rows: Requests fed to the target, more than `forwards` where several ran at once.
+        loops: Core loops of a looped target in those `forwards`, one after the other; 0 for other models.
+        experts: Distinct experts that a target with a mixture of experts used in each of those `forwards`,
+            mean over its layers, summed; 0 for other models.
         positions_fed: Token positions fed to each model, prefill included.
         committed_tokens: Tokens of the result, its stop token included, nothing after it.
         draft_tokens: Tokens proposed for verification.
@@ -28,6 +31,8 @@ class Stats:
     forwards: dict[str, int] = field(default_factory=dict)
     prefills: int = 0
     rows: int = 0
+    loops: int = 0
+    experts: float = 0.0
     positions_fed: dict[str, int] = field(default_factory=dict)
     committed_tokens: int = 0
     draft_tokens: int = 0
@@ -42,6 +47,12 @@ class Stats:
         forwards = self.forwards.get(TARGET, 0)
         return self.committed_tokens / forwards if forwards else 0.0
 
+    @property
+    def experts_per_forward(self) -> float:
+        """Distinct experts of a layer that a forward pass of the target used for this request."""
+        forwards = self.forwards.get(TARGET, 0)
+        return self.experts / forwards if forwards else 0.0
+
     def to_dict(self) -> dict[str, Any]:
         """Give the counters as plain values under the names of the command line's JSON."""
         drafts = {name: count for name, count in self.forwards.items() if name != TARGET}
@@ -49,6 +60,9 @@ class Stats:
             "forwards": self.forwards.get(TARGET, 0),
             "prefills": self.prefills,
             "rows": self.rows,
+            "loops": self.loops,
+            "experts": round(self.experts, 4),
+            "experts_per_forward": round(self.experts_per_forward, 4),
             "committed_tokens": self.committed_tokens,
             "tokens_per_forward": round(self.tokens_per_forward, 4),
             "positions_fed": self.positions_fed.get(TARGET, 0),

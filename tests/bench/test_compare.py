@@ -40,7 +40,13 @@ class FakeModel:
                 text="?" if decoder in self.wrong else prompt,
                 promise="exact",
                 error=DecodingError("broken") if decoder in self.broken else None,
-                stats={"committed_tokens": 6, "forwards": 3, "draft_forwards": {"draft": 2}},
+                stats={
+                    "committed_tokens": 6,
+                    "forwards": 3,
+                    "draft_forwards": {"draft": 2},
+                    "rows": 4,
+                    "positions_fed": 30,
+                },
             )
             for prompt in prompts
         ]
@@ -84,6 +90,7 @@ def test_rounds_alternate_the_decoders_in_both_directions():
 def test_counts_are_of_one_round_and_summed_over_prompts():
     [row] = run(FakeModel({"autoregressive": [1]}), repeats=3)
     assert (row.committed_tokens, row.forwards, row.draft_forwards) == (18, 9, 6)
+    assert (row.rows, row.positions_fed) == (12, 90)
     assert row.tokens_per_forward == 2.0
 
 

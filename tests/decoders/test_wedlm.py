@@ -153,9 +153,9 @@ def test_the_logits_of_every_pass_equal_those_of_a_fresh_run_in_that_order(reord
         cached = np.arange(forward.slots[0])
         tokens = np.concatenate([seq.tokens[cached], forward.tokens])
         positions = np.concatenate([cached, forward.positions])
-        fresh = reordered(tokens, positions)[len(cached) :].float()
+        fresh = reordered(tokens, positions)[len(cached) :]
         fresh[:, TINY_MASK] = -torch.inf
-        torch.testing.assert_close(logits, fresh, rtol=0, atol=1e-5)
+        torch.testing.assert_close(logits, fresh, rtol=0, atol=1e-9)
         out_of_order += (np.diff(positions) < 0).any()
     assert out_of_order >= 3
 

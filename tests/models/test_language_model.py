@@ -167,6 +167,20 @@ def test_full_attention_ends_where_it_says(make_backbone, make_model):
     )
 
 
+@pytest.mark.parametrize("num_fed", [1, 3, 20])
+def test_hidden_slots_are_seen_by_nobody(make_backbone, make_model, num_fed):
+    """A single row used to see them: where it saw all else it went without a mask."""
+    model, tokens = make_model(), random_tokens(20)
+    hidden, fed = np.array([4, 11, 18]), np.arange(5, 20, 20 // num_fed)[:num_fed]
+    run_one(model, feed(tokens, sees=Full(20, hidden)))
+    fed = np.arange(20) if num_fed == 20 else fed
+    can_attend = np.ones((20, 20), bool)
+    can_attend[:, hidden] = False
+    forward = Forward(tokens[fed], fed, Full(20, hidden), Logits(np.arange(num_fed)), slots=fed)
+    want = by_transformers(make_backbone(), tokens, can_attend)
+    assert_same(run_one(model, forward), want[fed])
+
+
 def test_a_canvas_fed_again_replaces_what_was_cached(make_backbone, make_model):
     model, backbone = make_model(), make_backbone()
     for seed in range(3):

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from chordal.decoders.decoder import Decoder
+from chordal.engine import Engine
 from chordal.errors import CheckpointError, InputError
 from chordal.forward import Causal, Forward, Hidden, Logits, Loops
 from chordal.models.family import Family
 from chordal.models.load import load_model
 from chordal.models.looped import LoopedConfig, fresh_states, looped_family
 from chordal.models.looped_runner import LoopedLanguageModel
+from chordal.sequence import Sequence, StopRules
 from chordal.testing import TINY_LOOPS, random_prompt, tiny_backbone, tiny_model
 
 TEXT = random_prompt(9)
@@ -146,8 +149,12 @@ def test_a_position_always_starts_from_the_same_state(plain):
     assert everything.abs().max() <= 3 * (2 / 5) ** 0.5
 
 
-def test_a_cache_may_keep_fewer_loops_apart(plain):
-    """Then the last loops of earlier tokens are what later ones see; text fed at once cannot tell."""
+def test_a_cache_may_keep_fewer_loops_apart(plain, model):
+    """Then the last loops of earlier tokens are what later ones see; text fed at once cannot tell.
+
+    So it is where all loops are kept apart and a pass has fewer than were kept.
+    """
+    all_kept = model
     few = tiny_backbone("looped")
     config = LoopedConfig(**(few.config.to_dict() | {"num_cached_loops": 1}))
     assert config.num_hidden_layers == 1 + 2 * 1 + 1
@@ -159,6 +166,11 @@ def test_a_cache_may_keep_fewer_loops_apart(plain):
     assert close(whole.logits, logits_of(plain, TEXT))
     [last] = model.run([(0, ask(TEXT[8:], start=8))])
     assert not close(last.logits, logits_of(plain, TEXT)[8:])
+    readings = []
+    for one in (model, all_kept):
+        one.run([(0, ask(TEXT[:8]))])
+        readings += one.run([(0, ask(TEXT[8:], start=8, loops=Loops(1)))])
+    assert close(readings[0].logits, readings[1].logits)
 
 
 def test_hidden_states_by_layer_are_refused(model):
@@ -181,3 +193,19 @@ def test_a_checkpoint_says_how_often_it_loops(tokenizer, tmp_path, plain):
 def test_a_looped_model_of_another_kind_is_refused():
     with pytest.raises(CheckpointError, match=r"must be causal; chordal\.family is masked"):
         looped_family(Family(kind="masked", mask_id=1), LoopedConfig())
+
+
+def test_loops_of_requests_that_run_together_are_not_added_up(model):
+    class Pair(Decoder):
+        name, family, promise, needs, paper, Config = "pair", "autoregressive", "exact", ("looped",), "-", int
+
+        def decode(self, seq):
+            asked = ask(seq.prompt, loops=Loops(1)), ask(seq.prompt, loops=Loops(3))
+            readings = yield asked
+            seq.append(readings[1].logits[-1:].argmax(1).numpy())
+
+    seq = Sequence(prompt=TEXT, family=model.family, stop=StopRules(max_new_tokens=1))
+    engine = Engine(model)
+    engine.submit(Pair(), seq)
+    engine.run()
+    assert (seq.finish_reason, seq.stats.loops, seq.stats.rows) == ("length", 3, 2)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,8 @@ from chordal.ops.unmask import (
     by_factor,
     dream_count,
     dream_times,
+    local_leap,
+    nearly_independent,
     split_by_weight,
     split_evenly,
     top,
@@ -127,6 +131,72 @@ def test_factor_takes_the_longest_run_that_holds(scores, factor, count):
     assert by_factor(np.array(scores), factor).tolist() == top(np.array(scores), count).tolist()
 
 
+def leap(candidates, threshold=0.9, relaxed_threshold=0.75, radius=2):
+    positions, scores = np.array([*candidates]), np.array([*candidates.values()])
+    taken = local_leap(scores, positions, threshold, relaxed_threshold, radius)
+    assert (np.diff(scores[taken]) <= 0).all()
+    return sorted(positions[taken].tolist())
+
+
+@pytest.mark.parametrize(
+    ("candidates", "taken"),
+    [
+        # 12 misses the relaxed threshold; 20 and 25 are far from the anchors 10 and 14.
+        ({10: 0.95, 11: 0.8, 12: 0.7, 13: 0.78, 14: 0.92, 20: 0.88, 25: 0.76}, [10, 11, 13, 14]),
+        ({3: 0.6, 4: 0.85, 9: 0.85}, [4]),  # no anchor: the best alone, the first of equals
+        # Position 10 was committed before, so it is no candidate and no anchor.
+        ({11: 0.8, 12: 0.79}, [11]),
+        ({5: 0.9, 7: 0.75}, [5, 7]),  # both thresholds and the radius may just be reached
+        ({5: 0.9, 8: 0.89}, [5]),
+        ({1: 0.9, 2: 0.8, 3: 0.8, 4: 0.8, 5: 0.8}, [1, 2, 3]),  # what passes near an anchor is none
+        ({6: 0.75, 8: 0.9}, [6, 8]),  # to the left as well, across what is committed
+    ],
+)
+def test_leap_takes_the_sure_and_what_is_nearly_sure_beside_them(candidates, taken):
+    assert leap(candidates) == taken
+
+
+def random_candidates(rng):
+    positions = np.sort(rng.choice(40, rng.integers(1, 25), replace=False))
+    return dict(zip(positions.tolist(), rng.uniform(0.4, 1, len(positions)).tolist(), strict=True))
+
+
+def test_leap_equals_a_loop_over_anchors_and_candidates():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        candidates, radius = random_candidates(rng), int(rng.integers(0, 8))
+        taken = {p for p, c in candidates.items() if c >= 0.9}
+        for anchor in [*taken]:
+            for p in range(anchor - radius, anchor + radius + 1):
+                if candidates.get(p, 0) >= 0.75:
+                    taken.add(p)
+        wanted = sorted(taken) or [max(candidates, key=candidates.get)]
+        assert leap(candidates, radius=radius) == wanted
+
+
+def test_leap_without_relaxation_or_radius_is_the_threshold_rule():
+    rng = np.random.default_rng(1)
+    for _ in range(100):
+        candidates = random_candidates(rng)
+        for threshold in (0.6, 0.9, 1.1):
+            above = above_threshold(np.array([*candidates.values()]), threshold)
+            wanted = sorted(np.array([*candidates])[above].tolist())
+            assert leap(candidates, threshold, threshold, 4) == wanted
+            assert leap(candidates, threshold, 0.5, 0) == wanted
+
+
+def test_leap_takes_more_with_a_larger_radius_or_a_lower_relaxed_threshold():
+    rng = np.random.default_rng(2)
+    for _ in range(100):
+        candidates = random_candidates(rng)
+        by_radius = [set(leap(candidates, radius=radius)) for radius in range(41)]
+        by_relaxed = [set(leap(candidates, 0.9, relaxed)) for relaxed in (0.9, 0.8, 0.7, 0.6, 0.5)]
+        for row in (by_radius, by_relaxed):
+            assert all(one <= other for one, other in pairwise(row))
+        if max(candidates.values()) >= 0.9:
+            assert by_radius[40] == {p for p, c in candidates.items() if c >= 0.75}
+
+
 @pytest.mark.parametrize(
     ("entropies", "bound", "taken"),
     [
@@ -141,16 +211,32 @@ def test_entropy_bound_takes_the_most_certain_whose_sum_stays_below(entropies, b
     assert within_entropy(np.array(entropies), bound).tolist() == taken
 
 
+@pytest.mark.parametrize(
+    ("entropies", "bound", "taken"),
+    [
+        ([0.5, 0.125, 0.25], 0.5, [1, 2, 0]),
+        ([0.5, 0.125, 0.25], 0.375, [1, 2, 0]),  # those before the last may reach the bound
+        ([0.5, 0.125, 0.25], 0.25, [1, 2]),
+        ([0.5, 0.125, 0.25], 0.1, [1]),
+        ([2.0, 3.0, 9.0], 0.1, [0]),
+        ([3.0, 0.0, 2.0, 0.0], 1e-9, [1, 3, 2]),
+    ],
+)
+def test_nearly_independent_positions_are_one_more_than_the_bound_holds(entropies, bound, taken):
+    assert nearly_independent(np.array(entropies), bound).tolist() == taken
+
+
 def test_every_rule_gives_ties_to_the_lower_position():
     same = np.full(100, 0.5)
     assert above_threshold(same, 0.9, 3).tolist() == [0, 1, 2]
     assert by_factor(same, 3).tolist() == [0, 1, 2, 3]
     assert within_entropy(same, 2.25).tolist() == [0, 1, 2, 3]
+    assert nearly_independent(same, 1.25).tolist() == [0, 1, 2]
 
 
 def test_nothing_left_masked_gives_nothing():
     assert [len(rule) for rule in (top(NONE, 3), above_threshold(NONE, 0.5), by_factor(NONE, 1))] == [0, 0, 0]
-    assert len(within_entropy(NONE, 1)) == 0
+    assert [len(within_entropy(NONE, 1)), len(nearly_independent(NONE, 1))] == [0, 0]
 
 
 @pytest.mark.parametrize(

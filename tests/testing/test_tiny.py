@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from chordal.engine import Engine
-from chordal.forward import Causal, Forward, Logits
+from chordal.forward import Causal, Forward, Logits, Visible
 from chordal.registry import make_decoder
 from chordal.sequence import Sequence, StopRules
 from chordal.testing import (
@@ -30,16 +30,33 @@ def test_a_counting_model_remembers_what_it_was_asked():
     ]  # fmt: skip
 
 
-def test_tiny_models_are_seeded_and_answer_poison_with_nothing():
+@pytest.mark.parametrize("kind", ["causal", "uniform"])
+def test_tiny_models_are_seeded_and_answer_poison_with_nothing(kind):
     def logits(model, tokens):
         at = np.arange(len(tokens))
         [reading] = model.run([(0, Forward(np.asarray(tokens), at, Causal(), Logits(at), slots=at))])
         return reading.logits
 
     prompt = random_prompt(5)
-    assert logits(tiny_model(), prompt).equal(logits(tiny_model(), prompt))
-    assert not logits(tiny_model(), prompt).equal(logits(tiny_model(seed=1), prompt))
-    assert logits(tiny_model(), [1, TINY_POISON, 2])[1:].isnan().all()
+    assert logits(tiny_model(kind), prompt).equal(logits(tiny_model(kind), prompt))
+    assert not logits(tiny_model(kind), prompt).equal(logits(tiny_model(kind, seed=1), prompt))
+    assert logits(tiny_model(kind), [1, TINY_POISON, 2])[1:].isnan().all()
+
+
+def test_rounding_dies_out_in_what_a_tiny_uniform_model_says_of_what_it_said():
+    """It grew from step to step, and the shape of a batch decided the text."""
+    model, prompt, at = tiny_model("uniform"), random_prompt(9), np.arange(4)
+    model.run([(0, Forward(prompt, np.arange(9), Causal(), slots=np.arange(9)))])
+    sees = Visible(np.zeros(4, np.int64), np.full(4, 9), np.ones((4, 4), bool))
+    said = torch.stack(
+        [torch.zeros(4, 32), 1e-3 * torch.randn(4, 32, generator=torch.Generator().manual_seed(0))]
+    )
+    distances = []
+    for _ in range(12):
+        asked = [Forward(at, 9 + at, sees, Logits(at), inject=logits) for logits in said]
+        said = [reading.logits / 0.5 for reading in model.run([(0, ask) for ask in asked])]
+        distances.append(float((said[1] - said[0]).abs().max()))
+    assert distances[0] > 1e-5 > distances[-1]
 
 
 @torch.no_grad()

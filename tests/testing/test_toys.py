@@ -38,6 +38,7 @@ def test_a_toy_shows_each_query_what_its_request_lets_it_see():
     toy.run([(0, feed([7], [1], Full(3), slots=[1]))])
     other = Visible(ints(0), ints(1), np.eye(1, dtype=bool))
     toy.run([(0, feed([8], [3], other)), (1, feed([9], [0], Causal(), slots=[0]))])
+    toy.run([(0, feed([2], [0], Full(3, ints(1)), slots=[0]))])
     none = UNSEEN
     assert toy.asked == [
         (0, [4, none, none, none, none, none]),
@@ -46,6 +47,7 @@ def test_a_toy_shows_each_query_what_its_request_lets_it_see():
         (1, [4, 7, 6, none, none, none]),
         (3, [4, none, none, 8, none, none]),
         (0, [9, none, none, none, none, none]),
+        (0, [2, none, 6, none, none, none]),
     ]
 
 

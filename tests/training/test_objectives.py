@@ -37,7 +37,7 @@ class Stub:
     def model(self, input_ids, position_ids, attention_mask, use_cache):
         self.ids = input_ids
         self.positions = position_ids.expand_as(input_ids)
-        self.can_attend = (attention_mask["full_attention"] == 0)[:, 0]
+        self.can_attend = (attention_mask == 0)[:, 0]
         return SimpleNamespace(last_hidden_state=self.logits(self.ids, self.positions))
 
 
@@ -306,7 +306,7 @@ def test_masked_loss_equals_full_attention_on_each_canvas_alone(qwen):
         recorder = Recorder(qwen)
         loss = run(OBJECTIVES["masked"], recorder, batch, seed)
         fed, rows = recorder.fed["input_ids"], []
-        ends = (recorder.fed["attention_mask"]["full_attention"][:, 0, 0] == 0).sum(1)
+        ends = (recorder.fed["attention_mask"][:, 0, 0] == 0).sum(1)
         for row, end in enumerate(ends.tolist()):
             log_p = log_probs(qwen, fed[row, :end], torch.ones(end, end, dtype=torch.bool), banned=MASK)
             masked = (fed[row] == MASK).nonzero()[:, 0].tolist()

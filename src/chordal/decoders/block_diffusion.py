@@ -11,7 +11,8 @@ Cost: a block's steps, each feeding B positions. The pass that stores a finished
 values is merged into the first step of the next one; merge=False runs it alone, as published.
 
 Departs from the published code: the entropy rule uses the entropy of each position's distribution
-(the script sums one number over all positions); the mask token is never committed.
+(the script sums one number over all positions); a step's share is capped by the masks left, where the
+script overwrites tokens that are already fixed (only possible if S < B); the mask token is never committed.
 """
 
 from __future__ import annotations

@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from chordal.decoders.decoder import Decoder, Decoding
-from chordal.decoders.denoise import canvas_blocks, denoise
+from chordal.decoders.denoise import canvas_blocks, denoise, split_steps
 from chordal.errors import InputError
-from chordal.ops.unmask import split_by_weight
 from chordal.policies.commit import CommitRule, DreamTimes, Scheduled
 from chordal.policies.feed import CanvasFeed
 from chordal.sequence import Sequence
@@ -86,13 +85,7 @@ class LowConfidence(Decoder):
         block_length = length if is_dream or config.block_length is None else config.block_length
         blocks = canvas_blocks(seq.num_prompt, seq.limit, block_length)
 
-        total = config.num_steps or length
-        if total < len(blocks):
-            raise InputError(
-                f"num_steps must be at least the number of blocks; got {total} and {len(blocks)} blocks of "
-                f"{block_length} tokens. Use num_steps={len(blocks)} or a larger block_length."
-            )
-        num_steps = split_by_weight(total, [block.end - block.start for block in blocks]).tolist()
+        num_steps = split_steps(config.num_steps, [block.end - block.start for block in blocks])
         rules: list[CommitRule] = [
             DreamTimes(steps, config.order, config.order_temperature)  # type: ignore[arg-type]
             if is_dream

@@ -68,8 +68,7 @@ class Routers:
                 "only a mixture of experts can share experts, and only if its routers take the largest of "
                 "softmax or sigmoid scores; this model is none. Use a decoder that leaves the routing alone."
             )
-        shared = [(routing, *self._rows_of(routing, fed)) for routing in routings]
-        self._pass = _Pass(num_rows, shared, [])
+        self._pass = _Pass(num_rows, [self._gather(routing, fed) for routing in routings], [])
         try:
             yield self._pass.chosen
         finally:
@@ -89,24 +88,27 @@ class Routers:
         used_LRM[layer_L11, torch.from_numpy(request_N).to(self.device)[:, None], chosen_LNK] = True
         return list(used_LRM[:, :-1].transpose(0, 1).cpu().numpy())
 
-    def _rows_of(self, routing: Routing, fed: Sequence[Fed]) -> tuple[Tensor, Tensor]:
+    def _gather(self, routing: Routing, fed: Sequence[Fed]) -> _Shared:
         """List the rows that are routed in a way, and count the requests they belong to from 0."""
         mine = [one.rows for one in fed if one.routing == routing]
         rows = np.concatenate([np.arange(one.start, one.stop) for one in mine])
-        group = np.repeat(np.arange(len(mine)), [one.stop - one.start for one in mine])
-        return torch.from_numpy(rows).to(self.device), torch.from_numpy(group).to(self.device)
+        request = np.repeat(np.arange(len(mine)), [one.stop - one.start for one in mine])
+        at = torch.from_numpy(np.stack([rows, request])).to(self.device)
+        return _Shared(routing, at[0], at[1], len(mine))
 
     def _route(self, layer: int, router: Any, given: Any, made: tuple[Tensor, ...]) -> Any:
         """Note what a router chose, after putting other experts where they are shared."""
         logits_NM, weights_NK, chosen_NK = made
         if self._pass is None or len(chosen_NK) != self._pass.num_rows:
             return None
-        for routing, row_R, group_R in self._pass.shared:
+        for one in self._pass.shared:
             gate = self.gates[layer]
             assert gate is not None, "`watch` refuses routers whose formula is not known"
-            row_R, group_R = row_R.to(logits_NM.device), group_R.to(logits_NM.device)
+            row_R, request_R = one.row_R.to(logits_NM.device), one.request_R.to(logits_NM.device)
             own = weights_NK[row_R], chosen_NK[row_R]
-            weights_RK, chosen_RK = share(routing, gate, logits_NM[row_R], own, group_R)
+            weights_RK, chosen_RK = share(
+                one.routing, gate, logits_NM[row_R], own, request_R, one.num_requests
+            )
             weights_NK = weights_NK.index_copy(0, row_R, weights_RK)
             chosen_NK = chosen_NK.index_copy(0, row_R, chosen_RK)
         self._pass.chosen.append(chosen_NK)
@@ -114,11 +116,21 @@ class Routers:
 
 
 @dataclass(frozen=True, slots=True)
+class _Shared:
+    """The rows of all requests that are routed in one way, and which of these requests each belongs to."""
+
+    routing: Routing
+    row_R: Tensor
+    request_R: Tensor
+    num_requests: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Pass:
-    """A forward pass: its rows, those that share experts in some way, and the experts of each layer."""
+    """A forward pass: its rows, those that share experts, and the experts of each layer so far."""
 
     num_rows: int
-    shared: list[tuple[Routing, Tensor, Tensor]]
+    shared: list[_Shared]
     chosen: list[Tensor]
 
 
@@ -142,7 +154,7 @@ def _find_gate(router: Any, logits_NM: Tensor, weights_NK: Tensor, chosen_NK: Te
     want_NM = _spread(weights_NK, chosen_NK, logits_NM)
     tolerance = 4 * torch.finfo(weights_NK.dtype).eps
     for gate in _candidates(router):
-        got_NM = _spread(*gate.choose(logits_NM), logits_NM)
+        got_NM = _spread(*gate.choose(gate.scores(logits_NM)), logits_NM)
         if torch.allclose(got_NM, want_NM, rtol=tolerance, atol=tolerance):
             return gate
     return None

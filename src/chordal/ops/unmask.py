@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -47,6 +48,35 @@ def above_threshold(scores: Floats, threshold: float, at_least: int = 1) -> Ints
     return order[: max(at_least, int((scores >= threshold).sum()))]
 
 
+def local_leap(
+    scores: Floats, positions: Ints, threshold: float, relaxed_threshold: float, radius: int
+) -> Ints:
+    """Take every score of at least the threshold, and near those also what reaches the relaxed one.
+
+    LocalLeap (arXiv 2510.07081). Near is within the radius of a candidate that reaches the threshold,
+    counted in positions; what passes because it is near makes nothing else near. If nothing reaches
+    the threshold the best is taken. With .9, .75 and radius 2, positions 10, 11, 12, 13, 14, 20 with
+    scores .95, .8, .7, .78, .92, .88 give 10, 14, 11 and 13.
+
+    Args:
+        scores: Of the candidates.
+        positions: Of the candidates, ascending.
+        threshold: What suffices anywhere (tau).
+        relaxed_threshold: What suffices near a candidate that reaches the threshold (tau_r).
+        radius: How far near reaches (r).
+    """
+    order: Ints = np.argsort(-scores, kind="stable")
+    anchors = positions[scores >= threshold]
+    if not len(anchors):
+        return order[:1]
+    first, behind = (
+        np.searchsorted(anchors, positions - radius),
+        np.searchsorted(anchors, positions + radius, side="right"),
+    )
+    passes = (scores >= threshold) | ((first < behind) & (scores >= relaxed_threshold))
+    return order[passes[order]]
+
+
 def by_factor(scores: Floats, factor: float) -> Ints:
     """Take the longest run of best scores whose n-th satisfies (n + 1) (1 - score) < factor.
 
@@ -67,9 +97,22 @@ def within_entropy(entropies: Floats, bound: float) -> Ints:
     return order[: max(1, int((np.cumsum(entropies[order]) < bound).sum()))]
 
 
+def nearly_independent(entropies: Floats, bound: float) -> Ints:
+    """Take the lowest entropies while those before the last add up to at most the bound.
+
+    The sum without its largest term bounds what the taken positions can tell of each other
+    (arXiv 2505.24857). The lowest is always taken: bound .5 takes three of .1, .9, .3, .2, and .05 one.
+    """
+    order = np.argsort(entropies, kind="stable")
+    before = np.concatenate([[0.0], np.cumsum(entropies[order])[:-1]])[: len(order)]
+    return order[: int((before <= bound).sum())]
+
+
 def dream_times(num_steps: int, epsilon: float = 1e-3) -> npt.NDArray[np.float32]:
     """Give Dream's time grid, from 1 down to epsilon in `num_steps + 1` points (arXiv 2508.15487)."""
-    return np.linspace(1, epsilon, num_steps + 1, dtype=np.float32)
+    # torch computes in float32, where numpy would round in the end; a count can hang on the last bit.
+    times: npt.NDArray[np.float32] = torch.linspace(1, epsilon, num_steps + 1).numpy()
+    return times
 
 
 def dream_count(num_masked: int, step: int, times: npt.NDArray[np.float32]) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 from chordal.decoders.autoregressive import Autoregressive
 from chordal.decoders.decoder import Decoder, Decoding
 from chordal.engine import Engine
-from chordal.errors import DecodingError, UnknownNameError
+from chordal.errors import DecodingError, InputError, UnknownNameError
 from chordal.forward import Causal, Forward, Ints
 from chordal.generation import Model
 from chordal.models.family import Kind, Need
@@ -74,7 +74,16 @@ class Subject:
     @property
     def model(self) -> LanguageModel:
         """The target; every subject of its kind shares it, so a row must leave nothing behind."""
-        return _model(self.kind, self.shift)
+        return _model(self.kind, self.shift, has_experts=self.decoder.needs_experts)
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether the decoder accepts the model with its settings."""
+        try:
+            self.decoder.check(self.model.family)
+        except InputError:
+            return False
+        return True
 
     def engine(self, target: Runner | None = None) -> Engine:
         """Make an engine with a target and a draft model."""
@@ -118,9 +127,13 @@ Check: TypeAlias = Callable[[Subject], None]
 
 
 def subjects(decoder: str, settings: Mapping[str, Any] | None = None) -> list[Subject]:
-    """List what a decoder is checked on: each kind of model it needs, with and without shifted logits."""
+    """List what a decoder is checked on: each kind of model it needs, with and without shifted logits.
+
+    Settings may rule some of them out; the defaults must not.
+    """
     made = make_decoder(decoder, settings)
-    return [Subject(made, kind, shift) for kind, shift in _KINDS if kind in made.needs]
+    every = [Subject(made, kind, shift) for kind, shift in _KINDS if kind in made.needs]
+    return [subject for subject in every if not settings or subject.is_possible]
 
 
 def conformance(decoder: str, settings: Mapping[str, Any] | None = None) -> None:
@@ -428,11 +441,12 @@ class _Raises(Decoder):
 
 
 @cache
-def _model(kind: Need, shift: int, seed: int = 0) -> LanguageModel:
+def _model(kind: Need, shift: int, seed: int = 0, has_experts: bool = False) -> LanguageModel:
     # Fewer rows than the largest batch, so that sequences wait and take over rows.
     if kind == "looped":
         return tiny_model(arch="looped", shift=shift, seed=seed, max_rows=6)
-    return tiny_model(kind, shift=shift, seed=seed, max_rows=6)
+    arch = "qwen3_moe" if has_experts else None
+    return tiny_model(kind, shift=shift, arch=arch, seed=seed, max_rows=6)
 
 
 def _keep(events: list[Event]) -> Listener:

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from chordal.forward import Ints, Reading
+from chordal.models.architecture import num_experts_of
 from chordal.models.diffusion_gemma import DiffusionGemma
 from chordal.models.family import Family, Kind
 from chordal.models.language_model import LanguageModel
@@ -34,6 +35,27 @@ TINY_SLIDING_WINDOW = 6
 
 _RUNNERS = {"diffusion_gemma": DiffusionGemma, "looped": LoopedLanguageModel}
 _CAUSAL = {"qwen3": "Qwen3", "llama": "Llama", "qwen2": "Qwen2", "olmo2": "Olmo2"}
+
+TINY_EXPERTS = 8
+"""Experts of a layer, of the models that have some; a token takes two."""
+
+_MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_moe": ("Qwen3Moe", {"num_experts": TINY_EXPERTS, "norm_topk_prob": True}),
+    "olmoe": ("Olmoe", {"num_experts": TINY_EXPERTS, "norm_topk_prob": False}),
+    # As LLaDA2: biased sigmoids, groups of experts, a shared expert beside them.
+    "glm4_moe": (
+        "Glm4Moe",
+        {
+            "n_routed_experts": TINY_EXPERTS,
+            "n_shared_experts": 1,
+            "n_group": 4,
+            "topk_group": 2,
+            "routed_scaling_factor": 2.5,
+            "first_k_dense_replace": 0,
+            "use_qk_norm": True,
+        },
+    ),
+}
 
 
 class Alphabet:
@@ -62,7 +84,8 @@ def tiny_backbone(
     """Make a seeded transformers model of `TINY_VOCAB` tokens.
 
     Args:
-        arch: "qwen3", "llama", "qwen2", "olmo2", "looped" or "diffusion_gemma".
+        arch: "qwen3", "llama", "qwen2", "olmo2", "qwen3_moe", "olmoe", "glm4_moe", "looped" or
+            "diffusion_gemma".
         seed: Of its weights.
         num_layers: Layers; of a looped model those of its core.
         window: Most tokens of a sequence.
@@ -92,6 +115,8 @@ def tiny_backbone(
                     **shape, num_core_layers=num_layers, num_loops=TINY_LOOPS, tie_word_embeddings=False
                 )
             )
+        elif arch in _MIXTURES:
+            model = _mixture(arch, shape)
         else:
             config = getattr(transformers, _CAUSAL[arch] + "Config")(**shape, tie_word_embeddings=False)
             model = getattr(transformers, _CAUSAL[arch] + "ForCausalLM")(config)
@@ -103,6 +128,19 @@ def tiny_backbone(
             # Fed what it said, it would double every rounding error in each step.
             torch.nn.init.normal_(model.model.decoder.self_conditioning.down_proj.weight, std=0.025)
     return model.to(dtype).eval()
+
+
+def _mixture(arch: str, shape: dict[str, Any]) -> Any:
+    """Make a mixture of experts in every layer."""
+    name, more = _MIXTURES[arch]
+    more = {"num_experts_per_tok": 2, "moe_intermediate_size": 16, **more}
+    config = getattr(transformers, name + "Config")(**shape, **more, tie_word_embeddings=False)
+    model = getattr(transformers, name + "ForCausalLM")(config)
+    model.set_experts_implementation("eager")  # the others have no float64
+    for name, bias in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            torch.nn.init.normal_(bias, std=0.25)
+    return model
 
 
 def _diffusion_gemma(shape: dict[str, Any]) -> Any:
@@ -183,6 +221,7 @@ def tiny_model(
         shift=(1 if kind == "causal" else 0) if shift is None else shift,
         block_length=block_length if kind in ("block", "uniform") else None,
         vocab_size=TINY_VOCAB if kind == "uniform" else None,
+        num_experts=num_experts_of(model.config.get_text_config()),
         eos_ids=(TINY_EOS,),
     )
     runner = _RUNNERS.get(arch, LanguageModel)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class Recipe:
         num_steps: Training steps.
         learning_rate: Peak, for both optimizers.
         init_from: Name of the recipe whose result this one starts from, or None for random weights.
+        remake: Makes another architecture of the model it starts from.
         slack: Columns of end tokens to keep behind the longest example of a batch.
     """
 
@@ -60,6 +61,7 @@ class Recipe:
     num_steps: int
     learning_rate: float = 3e-3
     init_from: str | None = None
+    remake: Callable[[Any], Any] | None = None
     slack: int = 0
 
 
@@ -179,9 +181,10 @@ def _build(recipe: Recipe, vocab_size: int, end_id: int, init_dir: Path | None) 
                 f"{recipe.name} starts from {recipe.init_from}, which must be trained first; "
                 f"found no model at {init_dir}. Run: chordal train {recipe.init_from}"
             )
-        return AutoModelForCausalLM.from_pretrained(
+        start = AutoModelForCausalLM.from_pretrained(
             init_dir, dtype=torch.float32, attn_implementation="eager"
         )
+        return start if recipe.remake is None else recipe.remake(start)
     config = Qwen3Config(
         vocab_size=vocab_size, eos_token_id=end_id, pad_token_id=None, bos_token_id=None, **recipe.backbone
     )

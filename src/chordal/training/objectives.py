@@ -1,4 +1,4 @@
-"""The three training losses: causal, masked diffusion and block diffusion.
+"""The training losses: causal, masked diffusion, block diffusion, and what balances experts.
 
 Each takes a transformers causal model, a batch of examples and a random number generator, and
 returns the mean loss per answer token in nats. Prompts are never masked and never scored.
@@ -23,13 +23,16 @@ from chordal.training.data import Batch
 Objective = Callable[[Any, Batch, torch.Generator], Tensor]
 
 
-def causal_loss(model: Any, batch: Batch, generator: torch.Generator) -> Tensor:
-    """Average cross-entropy of the answer, end token included, each from the tokens before it."""
+def causal_loss(model: Any, batch: Batch, generator: torch.Generator, **more: Any) -> Tensor:
+    """Average cross-entropy of the answer, end token included, each from the tokens before it.
+
+    What is given as `more` goes to the backbone.
+    """
     width = batch.tokens_BT.shape[1]
     at_T = torch.arange(width)
     is_scored_BT = (at_T >= batch.prompt_length_B[:, None]) & (at_T < batch.length_B[:, None])
     can_attend_TT = at_T[:, None] >= at_T
-    hidden_BTD = _hidden(model, batch.tokens_BT, at_T[None], can_attend_TT[None, None])
+    hidden_BTD = _hidden(model, batch.tokens_BT, at_T[None], can_attend_TT[None, None], **more)
     # The state before a scored position predicts it.
     logits_NV = model.lm_head(hidden_BTD[:, :-1][is_scored_BT[:, 1:]])
     return F.cross_entropy(logits_NV.float(), batch.tokens_BT[:, 1:][is_scored_BT[:, 1:]])
@@ -132,6 +135,35 @@ def block_loss(
     return (loss_N * weight_NL[is_masked_NL]).sum() / is_canvas_NL.sum()
 
 
+def balanced_loss(
+    model: Any, batch: Batch, generator: torch.Generator, *, objective: Objective, weight: float
+) -> Tensor:
+    """Add to a loss what keeps the experts of every layer equally busy (arXiv 2101.03961, eq. 4).
+
+    With f_e the share of routed tokens that expert e gets and P_e its mean probability, a layer with E
+    experts adds weight * E * sum_e f_e P_e, which is `weight` when both are even.
+    """
+    loads: list[Tensor] = []
+
+    def note(router: Any, given: Any, made: tuple[Tensor, ...]) -> None:
+        logits_NE, _, chosen_NK = made
+        num_experts = logits_NE.shape[1]
+        share_E = torch.bincount(chosen_NK.flatten(), minlength=num_experts) / chosen_NK.numel()
+        loads.append(num_experts * (share_E * logits_NE.float().softmax(1).mean(0)).sum())
+
+    hooks = [
+        module.register_forward_hook(note)
+        for module in model.modules()
+        if type(module).__name__.endswith("TopKRouter")
+    ]
+    try:
+        loss = objective(model, batch, generator)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return loss + weight * torch.stack(loads).mean()
+
+
 def _mask_uniform_count(
     is_canvas_NL: Tensor, generator: torch.Generator, is_suffix_N: Tensor | None = None
 ) -> Tensor:
@@ -158,7 +190,9 @@ def _cross_entropy(model: Any, hidden_ND: Tensor, target_N: Tensor, mask_id: int
     return F.cross_entropy(logits_NV.masked_fill(is_mask_V, float("-inf")), target_N, reduction="none")
 
 
-def _hidden(model: Any, tokens_BT: Tensor, position_BT: Tensor, can_attend_BHTT: Tensor) -> Tensor:
+def _hidden(
+    model: Any, tokens_BT: Tensor, position_BT: Tensor, can_attend_BHTT: Tensor, **more: Any
+) -> Tensor:
     # An additive mask, because training runs transformers' plain attention: at these widths it is
     # several times faster backward than the fused kernel on a CPU.
     bias_BHTT = torch.zeros(can_attend_BHTT.shape).masked_fill(
@@ -167,7 +201,8 @@ def _hidden(model: Any, tokens_BT: Tensor, position_BT: Tensor, can_attend_BHTT:
     hidden: Tensor = model.model(
         input_ids=tokens_BT,
         position_ids=position_BT,
-        attention_mask={"full_attention": bias_BHTT},
+        attention_mask=bias_BHTT,
         use_cache=False,
+        **more,
     ).last_hidden_state
     return hidden

@@ -1,0 +1,58 @@
+"""Exploration: which tokens to try at a position, and which of them to keep (ETE, arXiv 2511.21103)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from chordal.ops import sampling
+from chordal.ops.sampling import Law
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+def propose(logits_V: Tensor, law: Law, context: Ints, num: int, uniform: float) -> tuple[Ints, Floats]:
+    """Give at most `num` different tokens for one position with their probabilities, the best first.
+
+    A greedy law gives the most likely ones. Another gives draws at `num` numbers that are evenly spaced
+    from `uniform` on, modulo 1: each is a draw from the law, and few are the same.
+
+    Args:
+        logits_V: Of the position; probabilities are of these, after the repetition penalty.
+        law: What tokens are drawn from.
+        context: Token ids that the penalty is for.
+        num: How many, at least 1.
+        uniform: In [0, 1).
+    """
+    if law.repetition_penalty != 1:
+        context_K = torch.from_numpy(np.unique(context)).to(logits_V.device)
+        logits_V = sampling.penalize_repetition(logits_V, context_K, law.repetition_penalty)
+    probs_V = logits_V.softmax(0)
+    if law.is_greedy:
+        tokens_K = probs_V.sort(descending=True, stable=True).indices[:num]
+    else:
+        at_K = (uniform + torch.arange(num, dtype=torch.float64, device=logits_V.device) / num) % 1
+        law_KV = sampling.transform(logits_V[None], [law]).expand(num, -1)
+        tokens_K = sampling.draw(law_KV, at_K)
+    tokens, probs = torch.stack([tokens_K.double(), probs_V[tokens_K].double()]).cpu().numpy()
+    tokens, first = np.unique(tokens.astype(np.int64), return_index=True)
+    probs = probs[first]
+    order = np.lexsort((tokens, -probs))
+    order = order[probs[order] > 0]  # a vocabulary may have fewer tokens than are asked for
+    return tokens[order], probs[order]
+
+
+def best_branch(probs: Floats, cascades: Ints, weight: float) -> int:
+    """Choose the token with the largest log p + weight * (size of its cascade).
+
+    With weight 1, probabilities .6, .3, .1 and cascades 0, 2, 2 it is the second. Ties go to the first.
+
+    Args:
+        probs: Of each token, descending.
+        cascades: How many further positions become certain once it is committed.
+        weight: In nats a position (lambda).
+    """
+    return int(np.argmax(np.log(probs) + weight * cascades))
