@@ -13,6 +13,7 @@ def test_tokens_per_forward_counts_the_forwards_of_the_target_alone():
 def test_nothing_run_is_no_tokens_per_forward():
     assert Stats().tokens_per_forward == 0
     assert Stats(forwards={"draft": 5}).tokens_per_forward == 0
+    assert Stats().experts_per_forward == 0
 
 
 def test_counters_are_plain_json_under_the_names_of_the_command_line():
@@ -21,6 +22,7 @@ def test_counters_are_plain_json_under_the_names_of_the_command_line():
         prefills=1,
         rows=4,
         loops=24,
+        experts=12.5,
         positions_fed={"target": 30, "draft": 14},
         committed_tokens=10,
         draft_tokens=9,
@@ -33,6 +35,8 @@ def test_counters_are_plain_json_under_the_names_of_the_command_line():
         "prefills": 1,
         "rows": 4,
         "loops": 24,
+        "experts": 12.5,
+        "experts_per_forward": 4.1667,
         "committed_tokens": 10,
         "tokens_per_forward": 3.3333,
         "positions_fed": 30,

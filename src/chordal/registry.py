@@ -115,7 +115,7 @@ def list_decoders() -> list[dict[str, Any]]:
                 "family": cls.family,
                 "promise": cls.promise,
                 "exact_when": cls.exact_when,
-                "needs": list(cls.needs),
+                "needs": [f"{need} MoE" if cls.needs_experts else need for need in cls.needs],
                 "paper": cls.paper,
             }
         )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -13,7 +14,7 @@ from chordal.ops.randomness import uniforms
 from chordal.ops.sampling import Law
 from chordal.registry import make_decoder
 from chordal.sequence import Sequence, StopRules
-from chordal.testing import TINY_MASK, IdealModel, ToyModel, ideal, simulate
+from chordal.testing import TINY_MASK, CountingModel, IdealModel, ToyModel, ideal, simulate
 
 MASK = 9
 
@@ -350,13 +351,29 @@ def test_without_a_pool_or_history_it_is_low_confidence(tiny, decode, prompts, s
         assert one.committed_at.tolist() == other.committed_at.tolist()
 
 
-def test_a_history_of_drawn_tokens_follows_the_averaged_law(decode):
+def test_a_token_is_drawn_from_the_averaged_law_with_the_number_of_its_step():
     """Temperature 1, the same law in every step: averaging must change no draw."""
-    settings = {"variant": "paper", "adaptive": False, "order": "confidence"}
-    law = Law(temperature=1.0)
-    model = Scripted(lambda _: (np.full(6, 1), np.linspace(0.6, 0.5, 6)))
-    got = [run(model, 6, settings | {"history_length": d}, law).output.tolist() for d in (1, 3)]
-    assert got[0] == got[1]
+    model = Scripted(lambda _: (np.full(20, 1), np.linspace(0.6, 0.5, 20)))
+    settings = {"variant": "paper", "adaptive": False}
+    outputs = [
+        run(model, 20, settings | {"history_length": d}, Law(temperature=1.0)).output.tolist()
+        for d in (0, 1, 3)
+    ]
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert set(outputs[0]) == {1, 8}
+
+
+def test_an_averaged_law_gives_no_token_that_is_banned(tiny, decode, prompts):
+    """It used to be read from logits that had it still."""
+    model = CountingModel(tiny("masked"))
+    settings = {"commit": "averaged", "block_length": "canvas", "max_entropy": 9.0}
+    outputs = []
+    for eos_ids in ((), (21, 28)):  # these models say them often
+        model.family = dataclasses.replace(model.family, eos_ids=eos_ids)
+        seqs = decode(model, "denoise", settings | {"ban_eos": True}, prompts=prompts(4), max_new_tokens=16)
+        outputs.append(np.concatenate([seq.output for seq in seqs]))
+    assert np.isin(outputs[0], (21, 28)).any()
+    assert not np.isin(outputs[1], (21, 28)).any()
 
 
 def test_the_first_five_steps_of_the_published_code_are_plain(tiny, decode, prompts):

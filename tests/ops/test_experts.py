@@ -57,10 +57,9 @@ def test_experts_that_a_token_did_not_choose_have_no_vote_of_it():
 def test_the_largest_score_of_any_token_admits_an_expert():
     assert members(agree(Routing("max", 0.5), LOGITS, GATE)[0]) == {0, 1}
     assert members(agree(Routing("max", 0.75), LOGITS, GATE)[0]) == {0, 1, 3}
-    busy = torch.tensor([[0.4, 0.35, 0.25], [0.4, 0.35, 0.25], [0.05, 0.05, 0.9]]).log()
-    assert members(agree(Routing("max", 0.34), busy, Gate(1))[0]) == {2}
-    assert members(agree(Routing("vote", 0.34), busy, Gate(1))[0]) == {2}
-    assert members(agree(Routing("vote", 0.34), busy, Gate(2))[0]) == {2}
+    mostly_0 = torch.tensor([[0.4, 0.35, 0.25]] * 3 + [[0.05, 0.05, 0.9]]).log()
+    assert members(agree(Routing("max", 0.34), mostly_0, Gate(1))[0]) == {2}
+    assert members(agree(Routing("vote", 0.34), mostly_0, Gate(1))[0]) == {0}
 
 
 def test_first_choices_of_every_token_are_united():
@@ -75,12 +74,12 @@ def test_first_choices_go_by_what_a_token_prefers_not_by_its_score():
 
 
 def test_ties_go_to_the_lower_expert():
-    even = torch.zeros(3, 6)
-    own = torch.tensor([[5, 4], [3, 2], [1, 0]])
+    even = torch.zeros(3, 300)
+    own = torch.arange(300).flip(0).view(3, 100)
     group = torch.zeros(3, dtype=torch.long)
     for rule in ("vote", "max"):
         found = coreset(Routing(rule, 0.5), even + 0.5, even, own, group, 1)
-        assert members(found[0]) == {0, 1, 2}
+        assert members(found[0]) == set(range(150))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +155,12 @@ def test_one_token_alone_keeps_its_experts_if_the_coreset_can_hold_them():
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_weights_of_a_token_add_up_to_the_scale_after_the_restriction(activation, scale):
     gate, logits = Gate(4, activation, scale=scale), random_logits(20)
-    for routing in (Routing(share=0.3), Routing(share=0.1), Routing("seq", num_choices=1), Routing("max", 0.3)):
+    for routing in (
+        Routing(share=0.3),
+        Routing(share=0.1),
+        Routing("seq", num_choices=1),
+        Routing("max", 0.3),
+    ):
         weights, chosen = route(routing, logits, gate)
         torch.testing.assert_close(weights.sum(1), torch.full((20,), scale))
         allowed = agree(routing, logits, gate)[0]
@@ -183,7 +187,7 @@ def test_groups_limit_the_choice_unless_they_hold_too_few_of_the_coreset():
     gate = Gate(2, "sigmoid", num_groups=3, num_kept_groups=2)
     logits = torch.tensor([[5.0, 4.0, 3.0, 2.0, 6.0, -9.0]])
     scores = gate.scores(logits)
-    assert members(gate.choose(scores)[1]) == set() or gate.choose(scores)[1].tolist() == [[0, 1]]
+    assert gate.choose(scores)[1].tolist() == [[0, 1]]
     allowed = torch.tensor([[False, True, True, True, True, False]])
     assert gate.choose(scores, allowed)[1].tolist() == [[1, 2]]  # 4 is the best, but not in a kept group
     allowed = torch.tensor([[False, True, False, False, True, False]])

@@ -47,10 +47,10 @@ def test_the_probability_is_the_models_after_the_penalty_whatever_the_temperatur
 def test_sampled_tokens_are_draws_at_evenly_spaced_numbers():
     """Of .2, .5, .05, .25: numbers .1, .35, .6, .85 give 0, 1, 1, 3, and the second 1 is dropped."""
     tokens, probs = propose(logits(PROBS), Law(temperature=1.0), NONE, 4, 0.1)
-    assert tokens.tolist() == [1, 3, 0]
-    assert probs == pytest.approx([0.5, 0.25, 0.2])
+    assert tokens.tolist() == [0, 1, 3]
+    assert probs == pytest.approx([0.2, 0.5, 0.25])
     tokens, _ = propose(logits(PROBS), Law(temperature=1.0), NONE, 2, 0.72)  # .72 and .22
-    assert tokens.tolist() == [1, 2]
+    assert tokens.tolist() == [2, 1]
 
 
 def test_one_sampled_token_follows_the_law():

@@ -11,7 +11,13 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from chordal.training import objectives
 from chordal.training.data import Batch
-from chordal.training.objectives import _mask_uniform_count, block_loss, causal_loss, masked_loss
+from chordal.training.objectives import (
+    _mask_uniform_count,
+    balanced_loss,
+    block_loss,
+    causal_loss,
+    masked_loss,
+)
 
 VOCAB, MASK, END = 24, 1, 2
 BLOCK = 4
@@ -523,3 +529,63 @@ def test_blocks_of_one_token_equal_the_causal_factorisation(qwen):
             losses.append(-log_probs(qwen, ids, causal, banned=MASK)[-1, tokens[at]].item())
     loss = run(partial(block_loss, mask_id=MASK, block_length=1), qwen, batch)
     assert loss.item() == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+# --- balanced experts -----------------------------------------------------------------------------
+
+
+class ScriptedTopKRouter(torch.nn.Module):
+    """Gives the same logits and choices to everybody."""
+
+    def __init__(self, logits, chosen):
+        super().__init__()
+        self.logits, self.chosen = torch.tensor(logits, requires_grad=True), torch.tensor(chosen)
+
+    def forward(self):
+        return self.logits, None, self.chosen
+
+
+def balance(*routers, weight=1.0):
+    """Give what balancing adds to a loss of 1.5."""
+    model = torch.nn.ModuleList(routers)
+
+    def objective(model, batch, generator):
+        for router in model:
+            router()
+        return torch.tensor(1.5)
+
+    loss = balanced_loss(model, None, torch.Generator(), objective=objective, weight=weight)
+    assert not any(router._forward_hooks for router in routers)
+    return loss - 1.5
+
+
+def test_even_experts_add_the_weight_and_no_less():
+    even = ScriptedTopKRouter([[0.0] * 4] * 2, [[0, 1], [2, 3]])
+    assert balance(even, weight=0.25).item() == pytest.approx(0.25)
+
+
+def test_busy_experts_cost_by_how_likely_they_are():
+    """Worked by hand: probabilities .7, .1, .1, .1, and expert 0 gets half of all: 4 (.35 + .05)."""
+    skewed = [math.log(7), 0.0, 0.0, 0.0]
+    busy = ScriptedTopKRouter([skewed] * 2, [[0, 1], [0, 2]])
+    assert balance(busy).item() == pytest.approx(4 * (0.5 * 0.7 + 0.25 * 0.1 + 0.25 * 0.1))
+    even = ScriptedTopKRouter([[0.0] * 4], [[0, 1, 2, 3]])
+    assert balance(busy, even).item() == pytest.approx((1.6 + 1) / 2)
+
+
+def test_balancing_makes_busy_experts_less_likely():
+    busy = ScriptedTopKRouter([[1.0, 0.0, 0.0]], [[0]])
+    balance(busy).backward()
+    assert busy.logits.grad[0, 0] > 0
+    assert (busy.logits.grad[0, 1:] < 0).all()
+
+
+def test_a_failed_objective_leaves_no_hook_behind():
+    router = ScriptedTopKRouter([[0.0, 0.0]], [[0]])
+
+    def objective(model, batch, generator):
+        raise RuntimeError("no loss")
+
+    with pytest.raises(RuntimeError, match="no loss"):
+        balanced_loss(router, None, torch.Generator(), objective=objective, weight=1.0)
+    assert not router._forward_hooks

@@ -301,6 +301,7 @@ def denoise(
                 given: dict[str, Any] = {name: getattr(reading, name)[candidates_at] for name in scores}
                 if "logits" in rule.reads:
                     given["logits"] = logits[candidates_at]
+                    given["logits"][:, list(banned)] = -torch.inf
                 candidates = Candidates(
                     plan.candidates,
                     reading.tokens[candidates_at],

@@ -74,7 +74,7 @@ class Round:
         information: Sum of their -log p in the readings they come from, in nats.
         num_branches: Canvases that it ran.
         explored: Position that it decided among branches, None if there was none.
-        rank: Of the token it got among those tried, 0 for the most likely.
+        rank: Of the token it got among those tried, 0 for the most likely, or the first that was drawn.
     """
 
     num_committed: int
@@ -118,11 +118,13 @@ def explore_then_exploit(seq: Sequence, config: ETEConfig, rounds: list[Round]) 
         looks = _read(seq, config, readings, canvases, targets, window, pass_number)
         stored = start
 
-        # Choose the token with the largest log p + lambda * (positions that it makes certain).
+        # Choose the token with the largest log p + lambda * (positions that it makes certain). A draw
+        # has its chance already.
         kept, explored = 0, None
         if guess is not None:
             cascades = np.array([look.cascade for look in looks])
-            kept, explored = best_branch(guess.probs, cascades, config.cascade_weight), guess.position
+            probs = guess.probs if seq.law.is_greedy else np.ones(len(looks))
+            kept, explored = best_branch(probs, cascades, config.cascade_weight), guess.position
         look = looks[kept]
 
         # Exploit: commit what is certain. Who never explores commits at least the best of the block.
@@ -162,7 +164,7 @@ class _Window:
 
 @dataclass(frozen=True, slots=True)
 class _Guess:
-    """A position to explore: the tokens that are tried there, the most likely first."""
+    """A position to explore and the tokens that are tried there: most likely, or drawn, first."""
 
     position: int
     tokens: Ints

@@ -140,11 +140,7 @@ def _predict(
 
     Without uniforms the most likely tokens are proposed.
     """
-    if law.repetition_penalty != 1:
-        seen = torch.from_numpy(np.unique(context)).to(logits_QV.device)
-        penalized = [sampling.penalize_repetition(row_V, seen, law.repetition_penalty) for row_V in logits_QV]
-        logits_QV = torch.stack(penalized)
-    said_QV = sampling.transform(logits_QV, [law] * len(logits_QV))
+    said_QV = sampling.under_law(logits_QV, law, [context] * len(logits_QV))
     best_Q = said_QV.argmax(1)
     proposed_Q = best_Q
     if uniforms is not None:

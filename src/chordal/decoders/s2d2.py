@@ -33,7 +33,6 @@ from chordal.decoders.fast_dllm_v2 import store
 from chordal.errors import InputError
 from chordal.forward import Blocks, Causal, Floats, Forward, Ints, Logits, Visible
 from chordal.ops import acceptance, sampling
-from chordal.ops.sampling import Law
 from chordal.ops.unmask import above_threshold
 from chordal.policies import route as routes
 from chordal.policies.route import Draft, Estimate, Gain, Route
@@ -147,7 +146,7 @@ class S2D2(Decoder):
         known = seq.tokens[np.flatnonzero(seq.committed_at[: seq.canvas_end] != UNCOMMITTED)]
         asked = _ask_draft(seq, start, length, masked, config.causal_draft)
         probs_NV, tokens, confidence = _draw(
-            _laws((yield (*ahead, asked))[-1].logits, seq.law, [known] * len(masked)),
+            sampling.under_law((yield (*ahead, asked))[-1].logits, seq.law, [known] * len(masked)),
             seq,
             masked,
             pass_number,
@@ -170,7 +169,7 @@ class S2D2(Decoder):
         pass_number = seq.stats.forwards.get(TARGET, 0)
         reading = yield _ask_verify(seq, start, span, tokens[:num])
         text = np.concatenate([seq.committed, tokens[:num]])
-        laws_SV = _laws(reading.logits, seq.law, [text[:position] for position in span])
+        laws_SV = sampling.under_law(reading.logits, seq.law, [text[:position] for position in span])
 
         # Accept from left to right; the first rejected token is replaced.
         kept = _accept(seq, span, tokens[:num], probs_NV[:num], laws_SV, pass_number, config.ratio_power)
@@ -229,17 +228,6 @@ def _ask_verify(seq: Sequence, start: int, span: Ints, draft: Ints) -> Forward:
     num_rows = len(positions)
     sees = Visible(np.zeros(num_rows, np.int64), np.full(num_rows, start), own)
     return Forward(tokens, positions, sees, Logits(rows))
-
-
-def _laws(logits_NV: Tensor, law: Law, contexts: list[Ints]) -> Tensor:
-    """Apply the request's law to logits; `contexts` are what its repetition penalty looks at."""
-    if law.repetition_penalty != 1:
-        seen = [torch.from_numpy(np.unique(context)).to(logits_NV.device) for context in contexts]
-        rows = zip(logits_NV, seen, strict=True)
-        logits_NV = torch.stack(
-            [sampling.penalize_repetition(row_V, tokens, law.repetition_penalty) for row_V, tokens in rows]
-        )
-    return sampling.transform(logits_NV, [law] * len(logits_NV))
 
 
 def _draw(laws_NV: Tensor, seq: Sequence, positions: Ints, pass_number: int) -> tuple[Tensor, Ints, Floats]:

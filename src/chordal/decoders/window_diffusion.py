@@ -24,6 +24,7 @@ from typing import Literal
 
 from chordal.decoders.decoder import Decoder, Decoding
 from chordal.decoders.denoise import denoise
+from chordal.errors import InputError
 from chordal.ops.unmask import split_evenly
 from chordal.policies.commit import CommitRule, Scheduled, Threshold
 from chordal.policies.feed import Block, WindowFeed
@@ -60,6 +61,8 @@ class WindowDiffusionConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.threshold is not None and self.order == "entropy":
+            raise InputError("a threshold goes by confidence; got order=entropy. Leave out one of them.")
 
 
 class WindowDiffusion(Decoder):

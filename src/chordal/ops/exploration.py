@@ -15,10 +15,11 @@ Ints = npt.NDArray[np.int64]
 
 
 def propose(logits_V: Tensor, law: Law, context: Ints, num: int, uniform: float) -> tuple[Ints, Floats]:
-    """Give at most `num` different tokens for one position with their probabilities, the best first.
+    """Give at most `num` different tokens to try at one position, with their probabilities.
 
     A greedy law gives the most likely ones. Another gives draws at `num` numbers that are evenly spaced
-    from `uniform` on, modulo 1: each is a draw from the law, and few are the same.
+    from `uniform` on, modulo 1: each alone is a draw from the law, the first that of `uniform` itself.
+    Tokens of probability .2, .5, .3 at two numbers from .6 on are 1 and 0.
 
     Args:
         logits_V: Of the position; probabilities are of these, after the repetition penalty.
@@ -38,20 +39,18 @@ def propose(logits_V: Tensor, law: Law, context: Ints, num: int, uniform: float)
         law_KV = sampling.transform(logits_V[None], [law]).expand(num, -1)
         tokens_K = sampling.draw(law_KV, at_K)
     tokens, probs = torch.stack([tokens_K.double(), probs_V[tokens_K].double()]).cpu().numpy()
-    tokens, first = np.unique(tokens.astype(np.int64), return_index=True)
-    probs = probs[first]
-    order = np.lexsort((tokens, -probs))
-    order = order[probs[order] > 0]  # a vocabulary may have fewer tokens than are asked for
-    return tokens[order], probs[order]
+    _, first = np.unique(tokens, return_index=True)
+    first = np.sort(first[probs[first] > 0])  # a vocabulary may have fewer tokens than are asked for
+    return tokens[first].astype(np.int64), probs[first]
 
 
 def best_branch(probs: Floats, cascades: Ints, weight: float) -> int:
-    """Choose the token with the largest log p + weight * (size of its cascade).
+    """Choose the token with the largest log p + weight * (size of its cascade); ties go to the first.
 
-    With weight 1, probabilities .6, .3, .1 and cascades 0, 2, 2 it is the second. Ties go to the first.
+    With weight 1, probabilities .6, .3, .1 and cascades 0, 2, 2 it is the second.
 
     Args:
-        probs: Of each token, descending.
+        probs: Of each token; all the same for draws, which are as likely as they should be already.
         cascades: How many further positions become certain once it is committed.
         weight: In nats a position (lambda).
     """

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -104,6 +106,17 @@ def transform(logits_NV: Tensor, laws: Sequence[Law]) -> Tensor:
     floor_N1 = probs_NV[:, :1] * new([law.min_p for law in laws])[:, None]
     sorted_NV = sorted_NV.masked_fill(probs_NV < floor_N1, float("-inf"))
     return torch.empty_like(z_NV).scatter_(1, order_NV, sorted_NV)
+
+
+def under_law(logits_NV: Tensor, law: Law, contexts: Sequence[npt.NDArray[np.int64]]) -> Tensor:
+    """Apply one law to all rows, its repetition penalty too, by the tokens that count for each row."""
+    if law.repetition_penalty != 1:
+        seen = [torch.from_numpy(np.unique(context)).to(logits_NV.device) for context in contexts]
+        rows = zip(logits_NV, seen, strict=True)
+        logits_NV = torch.stack(
+            [penalize_repetition(row_V, tokens_K, law.repetition_penalty) for row_V, tokens_K in rows]
+        )
+    return transform(logits_NV, [law] * len(logits_NV))
 
 
 def draw(logits_NV: Tensor, uniforms_N: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class Candidates:
         positions: Absolute, ascending, int `[r]`.
         tokens: Proposed token of each, int `[r]`; a rule may change them.
         scores: What the rule's `reads` asked for: float `[r]` each, and "logits" as a device tensor
-            `[r, V]`, in float32 or wider and before the request's law.
+            `[r, V]`, in float32 or wider and before the request's law but for what is banned.
         step: Number of the step in its block, from 0.
         num_at_start: How many positions of the block were masked before its first step.
         seq: The sequence, for its random numbers.

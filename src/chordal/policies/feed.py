@@ -191,7 +191,6 @@ class WindowFeed:
         if not self.cut_at_eos:
             return block.end
         is_stop = np.isin(seq.tokens[seq.frontier : block.end], seq.family.eos_ids)
-        is_stop &= seq.committed_at[seq.frontier : block.end] != UNCOMMITTED
         return seq.frontier + int(np.argmax(is_stop)) + 1 if is_stop.any() else block.end
 
     def _refresh(self, masked: Ints, end: int) -> Plan:

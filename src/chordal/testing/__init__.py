@@ -16,6 +16,7 @@ from chordal.testing.ideal import simulate as simulate
 from chordal.testing.laws import chi_square as chi_square
 from chordal.testing.laws import sample_joint as sample_joint
 from chordal.testing.tiny import TINY_EOS as TINY_EOS
+from chordal.testing.tiny import TINY_EXPERTS as TINY_EXPERTS
 from chordal.testing.tiny import TINY_LOOPS as TINY_LOOPS
 from chordal.testing.tiny import TINY_MASK as TINY_MASK
 from chordal.testing.tiny import TINY_POISON as TINY_POISON

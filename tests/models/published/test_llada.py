@@ -34,13 +34,16 @@ LENGTH, BLOCK = 96, 32
 FACTS = {
     "llada": Family(name="llada", kind="masked", mask_id=260, shift=0, eos_ids=(END, 265)),
     "illada": Family(name="illada", kind="masked", mask_id=5, shift=0, eos_ids=(7,)),
-    "llada_moe": Family(name="llada_moe", kind="masked", mask_id=MASK, shift=0, eos_ids=(END, TURN_END)),
+    "llada_moe": Family(
+        name="llada_moe", kind="masked", mask_id=MASK, shift=0, num_experts=8, eos_ids=(END, TURN_END)
+    ),
     "llada2": Family(
         name="llada2",
         kind="block",
         mask_id=MASK,
         shift=0,
         block_length=BLOCK,
+        num_experts=16,
         eos_ids=(END, TURN_END),
         settings={"threshold": 0.95},
     ),

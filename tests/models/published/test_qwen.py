@@ -53,9 +53,15 @@ class Case:
         return tokens
 
 
-def block_case(maker, backbone, name, *, mask_id, length, shift=0):
+def block_case(maker, backbone, name, *, mask_id, length, shift=0, num_experts=None):
     family = Family(
-        name=name, kind="block", mask_id=mask_id, shift=shift, block_length=length, eos_ids=(IM_END, END)
+        name=name,
+        kind="block",
+        mask_id=mask_id,
+        shift=shift,
+        block_length=length,
+        num_experts=num_experts,
+        eos_ids=(IM_END, END),
     )
     return Case(maker, backbone, family, Blocks(length), blocks(NUM_TOKENS, length))
 
@@ -72,7 +78,9 @@ FAST_DLLM_1_5B = functools.partial(writers.write_fast_dllm_v2, size="1.5B", has_
 CASES = {
     "dream": Case(writers.write_dream, "Qwen2", DREAM, Full(NUM_TOKENS), full(NUM_TOKENS)),
     "sdar": block_case(writers.write_sdar, "Qwen3", "sdar", mask_id=267, length=4),
-    "sdar_moe": block_case(writers.write_sdar_moe, "Qwen3Moe", "sdar_moe", mask_id=267, length=4),
+    "sdar_moe": block_case(
+        writers.write_sdar_moe, "Qwen3Moe", "sdar_moe", mask_id=267, length=4, num_experts=8
+    ),
     "fast_dllm_v2_7b": block_case(
         writers.write_fast_dllm_v2, "Qwen2", "fast_dllm_v2", mask_id=263, length=8, shift=1
     ),
