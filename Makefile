@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
-RECIPES := tiny-ar tiny-block tiny-mdm tiny-draft
+RECIPES := tiny-ar tiny-block tiny-mdm tiny-draft tiny-moe tiny-recurrent
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test install lint format bench models clean
@@ -35,7 +35,7 @@ format: $(VENV)/.installed-dev ## Fix what the linter can fix, and format
 bench: install ## Measure decoders against transformers' generate
 	@$(BIN)/python benchmarks/decode.py
 
-# In this order: tiny-block starts from tiny-ar, and tiny-mdm from tiny-block.
+# In this order: tiny-block starts from tiny-ar, tiny-mdm from tiny-block and tiny-moe from tiny-mdm.
 models: install ## Retrain the bundled models (hours)
 	@for recipe in $(RECIPES); do $(BIN)/chordal train $$recipe || exit 1; done
 

@@ -489,6 +489,26 @@ def test_sampling_tries_draws_and_prefers_the_first_unless_another_makes_more_ce
     assert num_other > 0
 
 
+def test_a_hot_law_may_commit_what_has_no_probability():
+    """Its information is infinite, which must not fail."""
+
+    def script(at, known):
+        return {1: 1.0}
+
+    class Sharp(Scripted):
+        def logits(self, position, view):
+            return 30 * super().logits(position, view)
+
+    decoder, model = Logging({"threshold": 0.0}), Sharp(script)
+    law = Law(temperature=1000.0)
+    seq = Sequence(prompt=np.array([0]), family=model.family, stop=StopRules(max_new_tokens=8), law=law)
+    engine = Engine(model)
+    engine.submit(decoder, seq)
+    engine.run()
+    assert (seq.error, len(seq.output)) == (None, 8)
+    assert decoder.of(seq)[0].information == math.inf
+
+
 def test_exploring_an_ideal_model_is_always_right():
     for answers in (ideal.shuffle(4), ideal.latin(3), ideal.insert_random(5)):
         model = IdealModel(answers, noise=1e-6)

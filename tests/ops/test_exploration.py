@@ -53,6 +53,11 @@ def test_sampled_tokens_are_draws_at_evenly_spaced_numbers():
     assert tokens.tolist() == [2, 1]
 
 
+def test_a_drawn_token_is_tried_even_if_the_model_gives_it_no_probability_that_a_float_can_hold():
+    tokens, probs = propose(torch.tensor([0.0, 200.0]), Law(temperature=100.0), NONE, 1, 0.05)
+    assert (tokens.tolist(), probs.tolist()) == ([0], [0.0])
+
+
 def test_one_sampled_token_follows_the_law():
     at = (np.arange(1000) + 0.5) / 1000
     got = [int(propose(logits(PROBS), Law(temperature=1.0), NONE, 1, u)[0][0]) for u in at]

@@ -12,8 +12,10 @@ Cost: 1 pass for at least b tokens over the whole canvas. Logits of the candidat
 a moment (paper; release where it samples), and laws of V positions for d steps (paper).
 
 Departs from the published code: what rounding b down leaves is committed by further plain steps, where
-it stays masked; the pool is never larger than what is masked. The paper's test of CCD-DS is only known
-as a bound on the entropy; `max_entropy` is our value, and too short a history is a plain step.
+it stays masked; the pool is never larger than what is masked. Of the paper's rule some is only known
+from its figures. A candidate was in the pool of one of the last d steps: in all of them would commit
+V / d tokens a pass at most, less than the paper reports. That CCD-DS bounds the entropy of the average
+is stated, `max_entropy` is our value.
 """
 
 from __future__ import annotations

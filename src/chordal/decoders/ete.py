@@ -146,7 +146,8 @@ def explore_then_exploit(seq: Sequence, config: ETEConfig, rounds: list[Round]) 
         if settled:
             positions, tokens, _ = zip(*sorted(settled), strict=True)
             seq.commit(np.array(positions), np.array(tokens))
-        information = -sum(math.log(prob) for *_, prob in settled)
+        # A hot law may draw what the model gives no probability at all.
+        information = sum(-math.log(prob) if prob else math.inf for *_, prob in settled)
         rounds.append(Round(len(settled), information, len(canvases), explored, kept))
 
 

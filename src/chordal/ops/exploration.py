@@ -33,14 +33,14 @@ def propose(logits_V: Tensor, law: Law, context: Ints, num: int, uniform: float)
         logits_V = sampling.penalize_repetition(logits_V, context_K, law.repetition_penalty)
     probs_V = logits_V.softmax(0)
     if law.is_greedy:
-        tokens_K = probs_V.sort(descending=True, stable=True).indices[:num]
+        sorted_V = probs_V.sort(descending=True, stable=True)
+        tokens_K = sorted_V.indices[:num][sorted_V.values[:num] > 0]  # there may be fewer tokens
     else:
         at_K = (uniform + torch.arange(num, dtype=torch.float64, device=logits_V.device) / num) % 1
         law_KV = sampling.transform(logits_V[None], [law]).expand(num, -1)
         tokens_K = sampling.draw(law_KV, at_K)
     tokens, probs = torch.stack([tokens_K.double(), probs_V[tokens_K].double()]).cpu().numpy()
-    _, first = np.unique(tokens, return_index=True)
-    first = np.sort(first[probs[first] > 0])  # a vocabulary may have fewer tokens than are asked for
+    first = np.sort(np.unique(tokens, return_index=True)[1])
     return tokens[first].astype(np.int64), probs[first]
 
 
