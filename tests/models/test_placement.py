@@ -138,9 +138,3 @@ def test_a_place_that_is_not_there_is_refused(settings, message, monkeypatch):
     with pytest.raises(InputError) as error:
         place(**settings)
     assert str(error.value).startswith(message)
-
-
-def test_without_accelerate_a_device_map_names_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(InputError, match=r"pip install 'chordal\[device-map\]'"):
-        place(device_map="auto")

@@ -47,7 +47,7 @@ def place(
         tensor_parallel: Whether to split it over the processes that torchrun started.
 
     Raises:
-        InputError: More than one is given, a device is not usable, or what it takes is not there.
+        InputError: More than one is given, or a device is not usable.
     """
     import torch
 
@@ -58,12 +58,6 @@ def place(
     if device_map is None:
         one = _device(torch, device)
         return Placement({"device_map": str(one)}, is_on_cpu=one.type == "cpu")
-    try:
-        import accelerate  # noqa: F401
-    except ImportError:
-        raise InputError(
-            "device_map needs accelerate; install it with: pip install 'chordal[device-map]'."
-        ) from None
     if device_map in _SPREADS:
         arguments = {"device_map": device_map}
         return Placement(arguments, is_on_cpu=not torch.accelerator.is_available(), may_offload=True)
