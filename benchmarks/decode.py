@@ -25,7 +25,7 @@ import transformers
 
 import chordal
 from chordal.bench.tasks import TASKS, Instance
-from chordal.models.load import zoo_dir
+from chordal.models.checkpoint import zoo_dir
 
 Run = Callable[[], Any]
 

@@ -284,7 +284,7 @@ def experts(count: int, rounds: int = 5) -> None:
         for row, mine in zip(rows, ratios, strict=True):
             row.append(f"{statistics.median(mine):.2f}x")
         columns = ("decoder", "experts a token", *EXPERT_TASKS, "tokens a pass", "experts a pass")
-        print(markdown([*columns, "experts of 16 rows", "speed of a pass"], rows))
+        print(markdown([*columns, "experts a batch", "speed of a pass"], rows))
 
 
 def note_experts(model: chordal.Model) -> list[float]:

@@ -32,7 +32,7 @@ def describe(
         Plain values by name: "model", "family", "kind", "backbone", "parameters", "bytes" (both as
         stored), "dtype", "layers" (how far each kind of attention layer sees, None for all),
         "attention", "window" (tokens), "vocab_size", "mask_id", "mask_token", "shift", "block_length",
-        "stop_tokens" (token by id), "chat_template", "default_decoder", "settings" (of the default
+        "num_experts" (of a layer), "stop_tokens" (token by id), "chat_template", "default_decoder", "settings" (of the default
         decoder), "decoders" (all that fit).
 
     Raises:
@@ -64,6 +64,7 @@ def describe(
         "mask_token": _token(found.tokenizer, family.mask_id),
         "shift": family.shift,
         "block_length": family.block_length,
+        "num_experts": family.num_experts,
         "stop_tokens": {number: _token(found.tokenizer, number) for number in family.eos_ids},
         "chat_template": getattr(found.tokenizer, "chat_template", None) is not None,
         "default_decoder": family.default_decoder,

@@ -96,12 +96,11 @@ def _packed_linear(module: torch.nn.Linear, *, is_shared: bool) -> Callable[[Ten
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
     product = torch.ops.mkldnn._linear_pointwise
     if size >= _PACKED_FROM and not is_shared:
-        module.weight = torch.nn.Parameter(weight.new_empty(0), requires_grad=False)
-        del weight
+        module.weight = weight = torch.nn.Parameter(weight.new_empty(0), requires_grad=False)
 
     def forward(x: Tensor) -> Tensor:
         if x.numel() * num_outputs < _PACKED_FROM:  # never true of a weight that was given up
-            return F.linear(x, module.weight, bias)
+            return F.linear(x, weight, bias)
         y: Tensor = product(x.reshape(-1, x.shape[-1]), packed, bias, "none", [], "")
         return y.view(*x.shape[:-1], -1)
 
