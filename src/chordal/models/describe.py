@@ -32,8 +32,8 @@ def describe(
         Plain values by name: "model", "family", "kind", "backbone", "parameters", "bytes" (both as
         stored), "dtype", "layers" (how far each kind of attention layer sees, None for all),
         "attention", "window" (tokens), "vocab_size", "mask_id", "mask_token", "shift", "block_length",
-        "num_experts" (of a layer), "stop_tokens" (token by id), "chat_template", "default_decoder", "settings" (of the default
-        decoder), "decoders" (all that fit).
+        "num_experts" (of a layer), "stop_tokens" (token by id), "chat_template", "default_decoder",
+        "settings" (of the default decoder), "decoders" (all that fit).
 
     Raises:
         CheckpointError: The checkpoint is missing, damaged or of a kind that is not supported.
