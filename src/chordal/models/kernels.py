@@ -7,20 +7,18 @@ replaced in place, only for inference, and only where the result is shown to be 
 
 from __future__ import annotations
 
-import ctypes
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from chordal.models.memory import Trimmer
+
 # Measured up to here; larger models are mostly bound by memory.
 _PACK_BELOW_PARAMETERS = 500_000_000
-
-_TRIM_BYTES = 16_000_000
 
 # Multiplications from which the packed product is faster, measured on one core: below it the cost of
 # the call outweighs what packing saves.
@@ -40,21 +38,12 @@ def speed_up(model: torch.nn.Module) -> None:
     size = sum(p.numel() for p in model.parameters())
     if on_cpu and size < _PACK_BELOW_PARAMETERS and torch.backends.mkldnn.is_available():
         num_users = Counter(id(module.weight) for module in model.modules() if hasattr(module, "weight"))
-        freed_bytes = 0
+        trimmer = Trimmer()
         for module in filter(_is_untouched, model.modules()):
             if type(module) is torch.nn.Linear and module.weight.dtype in (torch.float32, torch.bfloat16):
-                is_shared = num_users[id(module.weight)] > 1
-                freed_bytes += module.weight.nbytes
+                is_shared, num_bytes = num_users[id(module.weight)] > 1, module.weight.nbytes
                 module.forward = _packed_linear(module, is_shared=is_shared)  # type: ignore[assignment]
-                if freed_bytes > _TRIM_BYTES:
-                    _return_freed_memory()
-                    freed_bytes = 0
-
-
-def _return_freed_memory() -> None:
-    """Give the system what was freed; glibc keeps it for later, on top of all that is packed meanwhile."""
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
+                trimmer.count(num_bytes)
 
 
 def _is_untouched(module: torch.nn.Module) -> bool:

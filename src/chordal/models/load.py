@@ -19,6 +19,7 @@ from typing import Any
 
 from chordal.errors import CheckpointError, InputError
 from chordal.models.checkpoint import Checkpoint, first_line
+from chordal.models.memory import Trimmer
 from chordal.models.placement import Placement, place
 from chordal.models.published import Published, identify
 from chordal.models.quantization import Quantization, quantize
@@ -221,7 +222,9 @@ def _load_weights(found: Recognised, dtype: Any, placement: Placement, quantized
         raise InputError(f"{checkpoint.name} is already quantised; leave out quantization.")
     # A checkpoint that is already quantised has notes beside its weights, which only its own files have.
     with _naming(checkpoint.path):
-        source: dict[str, Any] = {"state_dict": weight_map.to_ours(checkpoint.slices())}
+        trimmer = Trimmer()
+        slices = {name: trimmer.watch(weight) for name, weight in checkpoint.slices().items()}
+        source: dict[str, Any] = {"state_dict": weight_map.to_ours(slices)}
     if is_quantized:
         source = {"pretrained_model_name_or_path": checkpoint.path, "local_files_only": True}
     in_turn = _read_in_turn() if placement.is_on_cpu else nullcontext()
