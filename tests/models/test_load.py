@@ -363,7 +363,7 @@ def test_loading_peaks_at_little_more_than_the_weights_take(checkpoint_dir, toke
     config = LlamaConfig(
         vocab_size=8192,
         hidden_size=768,
-        num_hidden_layers=8,
+        num_hidden_layers=14,
         num_attention_heads=12,
         intermediate_size=2048,
         max_position_embeddings=256,
