@@ -14,7 +14,9 @@ from chordal.forward import Causal, Forward, Hidden, Logits, Together, Visible
 from chordal.models.checkpoint import Checkpoint
 from chordal.models.diffusion_gemma import DiffusionGemma, read_facts
 from chordal.models.family import make_family
-from chordal.models.load import load_model, recognise
+from chordal.models.load import load_model
+from chordal.models.recognise import recognise
+from chordal.ops.experts import Routing
 from chordal.testing import TINY_SLIDING_WINDOW, TINY_VOCAB, tiny_backbone
 
 LENGTH = 4  # of a canvas
@@ -192,6 +194,13 @@ def test_refining_leaves_the_cache_bit_for_bit(ours):
     for (keys, values), (old_keys, old_values) in zip(ours.cache.held(slice(0, 1), 128), before, strict=True):
         assert keys.equal(old_keys)
         assert values.equal(old_values)
+
+
+def test_a_canvas_that_would_share_experts_is_refused(ours):
+    """The decoder used to take no notice of how a request is routed."""
+    ours.run([(0, encode(random_tokens(9)))])
+    with pytest.raises(InputError, match="cannot share experts while it refines a canvas"):
+        ours.run([(0, dataclasses.replace(refine(random_tokens(LENGTH), 9), routing=Routing()))])
 
 
 def test_a_canvas_alone_sees_no_prefix(ours):

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from chordal.errors import CheckpointError
 from chordal.models.checkpoint import Checkpoint
 from chordal.models.fit import Fit
-from chordal.models.load import load_model, recognise
+from chordal.models.load import load_model
+from chordal.models.recognise import recognise
 from chordal.models.weights import WeightMap
 from chordal.testing import published_llada, published_qwen
 

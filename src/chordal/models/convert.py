@@ -16,8 +16,8 @@ from typing import Any
 
 from chordal.errors import CheckpointError, InputError
 from chordal.models.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, read_json
-from chordal.models.load import Recognised, recognise
 from chordal.models.published import FAMILIES
+from chordal.models.recognise import Recognised, recognise
 
 MAX_SHARD_BYTES = 5_000_000_000
 

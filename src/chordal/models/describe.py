@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from chordal.models.checkpoint import Checkpoint
-from chordal.models.load import recognise
+from chordal.models.recognise import recognise
 from chordal.registry import decoder_class, decoder_names
 
 

@@ -119,6 +119,10 @@ class DiffusionGemma(LanguageModel):
             raise InputError(
                 f"{self.name} refines a canvas behind a prefix; encode at least one token first."
             )
+        if any(forward.routing is not None for _, forward in requests):
+            raise InputError(
+                f"{self.name} cannot share experts while it refines a canvas; leave out the routing."
+            )
         batch = self._place(requests)
         rows = slice(batch.first_row, batch.first_row + batch.num_rows)
         packed_5BT = batch.packed_5BT

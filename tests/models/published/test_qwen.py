@@ -19,7 +19,7 @@ from chordal.errors import CheckpointError, InputError
 from chordal.forward import Blocks, Causal, Forward, Full, Logits, Sees
 from chordal.models.checkpoint import Checkpoint
 from chordal.models.family import Family
-from chordal.models.load import recognise
+from chordal.models.recognise import recognise
 from chordal.testing import published_qwen as writers
 
 from .layers import blocks, causal, error, full, read_published
