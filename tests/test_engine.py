@@ -8,7 +8,7 @@ from chordal.decoders.autoregressive import Autoregressive
 from chordal.decoders.decoder import Decoder
 from chordal.decoders.low_confidence import LowConfidence
 from chordal.decoders.prompt_lookup import PromptLookup
-from chordal.engine import Engine, _group_by_width
+from chordal.engine import Engine, _Ask, _group_by_width
 from chordal.errors import DecodingError, InputError
 from chordal.forward import Causal, Forward, Logits, Sample, Tree
 from chordal.ops.sampling import Law
@@ -485,10 +485,10 @@ def test_commits_are_numbered_by_the_forward_they_came_from():
 
 
 def requests(widths_by_row):
-    """Requests as the engine collects them: row, index, forward; one for each width given for a row."""
+    """Requests as the engine collects them, one for each width given for a row, numbered in place of branches."""
     at = {width: np.arange(width) for widths in widths_by_row for width in widths}
     return [
-        (row, index, Forward(at[width], at[width], Causal(), slots=at[width]))
+        _Ask(None, index, row, Forward(at[width], at[width], Causal(), slots=at[width]))
         for row, widths in enumerate(widths_by_row)
         for index, width in enumerate(widths)
     ]
@@ -496,8 +496,8 @@ def requests(widths_by_row):
 
 def row_widths(group):
     widths = {}
-    for row, _, forward in group:
-        widths[row] = widths.get(row, 0) + len(forward.tokens)
+    for ask in group:
+        widths[ask.row] = widths.get(ask.row, 0) + len(ask.forward.tokens)
     return widths
 
 
@@ -527,14 +527,14 @@ def test_groups_keep_rows_whole_and_requests_in_order_and_waste_no_more_than_pas
             ]
         )
         groups = _group_by_width(asked)
-        assert sorted((row, index) for group in groups for row, index, _ in group) == [
-            (row, index) for row, index, _ in asked
+        assert sorted((ask.row, ask.branch) for group in groups for ask in group) == [
+            (ask.row, ask.branch) for ask in asked
         ]
         rows = [row for group in groups for row in row_widths(group)]
         assert len(rows) == len(set(rows))
         for group in groups:
             for row in row_widths(group):
-                indices = [index for other, index, _ in group if other == row]
+                indices = [ask.branch for ask in group if ask.row == row]
                 assert indices == sorted(indices)
             widths = row_widths(group).values()
             padding = sum(max(widths) - width for width in widths)

@@ -60,7 +60,7 @@ def test_a_chain_is_a_tree_of_width_one_and_roots_do_not_see_each_other():
 
 @pytest.mark.parametrize(("parents", "row", "parent"), [((0,), 0, 0), ((-1, 2, 1), 1, 2), ((-1, -2), 1, -2)])
 def test_a_tree_with_a_parent_behind_its_child_is_refused(parents, row, parent):
-    with pytest.raises(ValueError, match=f"before its child; row {row} has parent {parent}$"):
+    with pytest.raises(ValueError, match=f"before its child; node {row} has parent {parent}$"):
         Tree(3, parents).visible(np.arange(len(parents)))
 
 
@@ -105,6 +105,17 @@ def test_a_forward_needs_as_many_injected_rows_as_tokens():
     assert forward.inject.shape == (3, 9)
     with pytest.raises(ValueError, match="a forward of 3 tokens needs as many injected rows; got 2"):
         dataclasses.replace(forward, inject=np.zeros((2, 9)))
+
+
+@pytest.mark.parametrize("shapes", [((3, 2), (3, 3)), ((2, 4), (2, 4)), ((3,), (3,))])
+def test_a_forward_needs_as_many_rows_of_blended_tokens_as_tokens(shapes):
+    ids, weights = np.zeros(shapes[0], np.int64), np.ones(shapes[1])
+    forward = Forward(np.arange(3), np.arange(3), Together(), blend=(np.zeros((3, 5), int), np.ones((3, 5))))
+    assert forward.blend[0].shape == (3, 5)
+    with pytest.raises(
+        ValueError, match="a forward of 3 tokens needs blended tokens and weights of the same"
+    ):
+        dataclasses.replace(forward, blend=(ids, weights))
 
 
 def test_a_forward_cannot_change_once_it_is_asked_for():

@@ -443,6 +443,34 @@ def test_streams_and_batches_on_one_model_do_not_meet(make):
     assert [results[0], results[1], got] == want
 
 
+def test_all_texts_of_a_decoder_that_finds_several_are_in_the_result(model):
+    class Pair(Autoregressive):
+        def decode(self, seq):
+            yield from super().decode(seq)
+            seq.offer(seq.output, -1.0)
+            seq.offer(seq.output[:2], -3.0)
+
+    results = model.generate(["copy: Ana", "copy: Ben"], decoder=Pair(), max_new_tokens=4, ignore_eos=True)
+    for result in results:
+        first, second = result.alternatives
+        assert (first.tokens.tolist(), first.text) == (result.tokens, result.text)
+        assert (second.tokens.tolist(), second.text) == (result.tokens[:2], model.decode(second.tokens))
+    assert model.generate("copy: Ana", max_new_tokens=2)[0].alternatives == []
+
+
+def test_a_search_refuses_to_sample_before_anything_runs(model):
+    class Search(Autoregressive):
+        name, samples = "search", False
+
+    for ask in (model.generate, model.stream):
+        assert refusal(InputError, ask, "copy: Ana", decoder=Search(), temperature=0.5) == (
+            "search is a search and draws no tokens; temperature must be 0, got 0.5. Leave it out, or use a "
+            "decoder that samples."
+        )
+    assert model.engine.passes == {"target": 0}
+    assert model.generate("copy: Ana", decoder=Search(), max_new_tokens=2)[0].error is None
+
+
 # Loading.
 
 

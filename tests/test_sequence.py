@@ -267,3 +267,28 @@ def test_a_read_carries_the_law_and_numbers_only_if_it_draws(make_sequence):
     sampled = make_sequence(law=law, seed=2).sample(rows, positions, 5)
     assert sampled.law is law
     assert sampled.uniforms.tolist() == uniforms(2, "token", positions, 5).tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "rules", "expected"),
+    [
+        ("abc", {}, ("abc", "abc", None)),
+        ("abcdefghi", {}, ("abcdefgh", "abcdefgh", "length")),
+        ("abc\0def", {}, ("abc", "abc\0", "stop")),
+        ("abcdefg", {"stop_strings": ("cd",)}, ("ab", "abcd", "stop")),
+        ("abcd\0", {"stop_strings": ("cd",)}, ("ab", "abcd", "stop")),
+    ],
+)
+def test_an_alternative_ends_as_the_result_would(make_sequence, text, rules, expected):
+    seq = make_sequence("ab", 8, **rules)
+    seq.offer(ids(text), -1.5)
+    [other] = seq.alternatives
+    assert (other.text, bytes(other.tokens.tolist()).decode(), other.finish_reason) == expected
+    assert other.score == -1.5
+    assert result(seq) == ("", "", None, None), "an offer commits nothing"
+
+
+def test_what_is_known_not_to_end_a_text_is_not_searched_again(make_sequence):
+    seq = make_sequence("ab", 8)
+    assert seq.ending(ids("a\0bc"), 2) is None
+    assert seq.ending(ids("a\0bc"), 1).num_tokens == 2

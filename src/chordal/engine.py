@@ -11,12 +11,13 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
-from typing import Any
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from chordal.decoders.decoder import Decoder, Decoding
+from chordal.decoders.decoder import Decoder, Decoding, Part
 from chordal.errors import DecodingError, InputError
 from chordal.forward import Forward, Reading
 from chordal.models.runner import Runner
@@ -33,15 +34,71 @@ _MAX_IDLE_PASSES = 1024
 
 
 @dataclass(eq=False)
+class _Branch:
+    """One of the things that a coroutine waits for: a request, or a coroutine of its own.
+
+    Attributes:
+        forward: What it asks for next; None once it is done.
+        coroutine: Makes the requests, if there are several one after the other.
+        result: The reading, or what the coroutine returned.
+    """
+
+    forward: Forward | None = None
+    coroutine: Part | None = None
+    result: Any = None
+
+    def resume(self, given: Any) -> None:
+        """Go on with the reading of the last request, None at the start."""
+        self.forward = None
+        if self.coroutine is None:
+            self.result = given
+            return
+        try:
+            asked = self.coroutine.send(given)
+        except StopIteration as stop:
+            self.result = stop.value
+            return
+        if not isinstance(asked, Forward):
+            raise DecodingError("a coroutine that runs beside others must ask for one forward at a time.")
+        self.forward = asked
+
+
+@dataclass(eq=False)
 class _Run:
     """A live sequence: its coroutine and what it is waiting for."""
 
     seq: Sequence
     coroutine: Decoding
-    pending: tuple[Forward, ...] = ()
+    branches: list[_Branch] = field(default_factory=list)
     is_single: bool = True
     idle: int = 0
-    readings: list[Reading | None] | None = None
+    progress: tuple[int, int] = (0, 0)
+
+    def close(self) -> None:
+        """Close its coroutines."""
+        for branch in self.branches:
+            if branch.coroutine is not None:
+                branch.coroutine.close()
+        self.coroutine.close()
+
+
+# A request on its way: whose it is, which of its branches, its cache row.
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    run: _Run
+    branch: _Branch
+    row: int
+    forward: Forward
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    ask: _Ask
+    reading: Reading | Exception
+
+
+# What one model did in one go: its answers, and the seconds and sequences of each pass.
+_Passes: TypeAlias = tuple[list[_Answer], list[tuple[float, set[int]]]]
 
 
 class Engine:
@@ -49,13 +106,15 @@ class Engine:
 
     Args:
         models: The target, or several by name with one named "target".
+        concurrent: Run the models at the same time, each in a thread of its own. That pays on devices,
+            or cores, that would idle otherwise, and for decoders that ask for several models at once.
 
     Attributes:
         model_s: Seconds spent in forward passes so far.
         passes: Forward passes run so far, by model.
     """
 
-    def __init__(self, models: Runner | Mapping[str, Runner]) -> None:
+    def __init__(self, models: Runner | Mapping[str, Runner], *, concurrent: bool = False) -> None:
         self.models: dict[str, Runner] = dict(models) if isinstance(models, Mapping) else {TARGET: models}
         if TARGET not in self.models:
             raise InputError(
@@ -66,6 +125,8 @@ class Engine:
         self.passes: dict[str, int] = dict.fromkeys(self.models, 0)
         self._live: list[_Run] = []  # the i-th has row i of every cache
         self._waiting: deque[_Run] = deque()
+        self._threads = ThreadPoolExecutor(len(self.models)) if concurrent else None
+        self._in_flight: dict[str, Future[_Passes]] = {}
 
     @property
     def target(self) -> Runner:
@@ -89,8 +150,10 @@ class Engine:
             InputError: The decoder does not fit the model or its settings do not fit the sequence.
         """
         decoder.check(self.target.family)
+        decoder.check_law(seq.law)
+        decoder.check_models(self.models)
         run = _Run(seq, decoder.decode(seq))
-        self._resume(run, None)
+        self._resume(run)
         if isinstance(seq.error, InputError):
             raise seq.error
         if not seq.done:
@@ -98,26 +161,28 @@ class Engine:
         return seq
 
     def step(self) -> None:
-        """Run one tick: every live sequence gets one round of what it asked for."""
+        """Run one tick: every live sequence gets one round of what it asked for.
+
+        With concurrent models a tick ends with the first model that is done, and the others go on.
+        """
+        if any(run.seq.done for run in self._live):
+            self._drop_done()
         while self._waiting and len(self._live) < self.max_rows:
             self._live.append(self._waiting.popleft())
-        self._drop_done()
+        self._drop_waiting()
 
-        for name, model in self.models.items():
-            asked = [
-                (row, index, forward)
-                for row, run in enumerate(self._live)
-                for index, forward in enumerate(run.pending)
-                if forward.model == name
-            ]
-            for group in _group_by_width(asked):
-                self._run_group(name, model, group)
+        idle = [name for name in self.models if name not in self._in_flight]
+        asked = {name: asks for name in idle if (asks := self._asks(name))}
+        if self._threads is None:
+            for name, asks in asked.items():
+                self._take(name, _run_model(self.models[name], asks))
+        else:
+            for name, asks in asked.items():
+                self._in_flight[name] = self._threads.submit(_run_model, self.models[name], asks)
+            self._land(FIRST_COMPLETED)
         for run in self._live:
-            self._count(run)
-            given = tuple(run.readings or ())
-            run.readings = None
-            if not run.seq.done:  # or it may have no readings, because its request could not run
-                self._resume(run, given[0] if run.is_single else given)
+            if not run.seq.done and all(branch.forward is None for branch in run.branches):
+                self._resume(run)
         self._drop_done()
 
     def run(self) -> None:
@@ -130,66 +195,85 @@ class Engine:
         seq.finish("cancelled")
         self._drop_done()
 
-    def _run_group(self, name: str, model: Runner, group: Seq[tuple[int, int, Forward]]) -> None:
-        """Run one forward pass and hand out its readings; a request that cannot run ends its sequence."""
-        started = time.perf_counter()
-        try:
-            readings = model.run([(row, forward) for row, _, forward in group])
-        except Exception as error:  # one request asked for what cannot be: find out which
-            if len(group) == 1:
-                self._live[group[0][0]].seq.finish("error", error)
-                return
-            for one in group:
-                self._run_group(name, model, [one])
+    def _asks(self, name: str) -> list[_Ask]:
+        """List what live sequences ask of a model."""
+        return [
+            _Ask(run, branch, row, branch.forward)
+            for row, run in enumerate(self._live)
+            if not run.seq.done
+            for branch in run.branches
+            if branch.forward is not None and branch.forward.model == name
+        ]
+
+    def _land(self, when: str) -> None:
+        """Wait for models in flight and take what they bring."""
+        wait(self._in_flight.values(), return_when=when)
+        for name in [name for name, future in self._in_flight.items() if future.done()]:
+            self._take(name, self._in_flight.pop(name).result())
+
+    def _take(self, name: str, passes: _Passes) -> None:
+        """Count what a model did and hand out its readings; a request that cannot run ends its sequence."""
+        answers, timings = passes
+        self.passes[name] += len(timings)
+        for elapsed, rows in timings:
+            self.model_s += elapsed
+            for row in rows:
+                self._live[row].seq.stats.model_s += elapsed
+        by_run: dict[int, list[_Answer]] = {}
+        for answer in answers:
+            by_run.setdefault(id(answer.ask.run), []).append(answer)
+        for mine in by_run.values():
+            self._count(name, mine)
+            for answer in mine:
+                self._hand_out(name, answer)
+
+    def _hand_out(self, name: str, answer: _Answer) -> None:
+        ask, reading, seq = answer.ask, answer.reading, answer.ask.run.seq
+        if isinstance(reading, Exception):
+            seq.finish("error", reading)
             return
-        elapsed = time.perf_counter() - started
-        self.model_s += elapsed
-        self.passes[name] += 1
-        for row in {row for row, _, _ in group}:
-            self._live[row].seq.stats.model_s += elapsed
-        for (row, index, _), reading in zip(group, readings, strict=True):
-            run = self._live[row]
-            if reading.max_logit is not None and not np.isfinite(reading.max_logit).all():
-                run.seq.finish("error", DecodingError(f"{model.name} gave logits that are not finite."))
-                model.free_row(row, clear=True)
-            if run.readings is None:
-                run.readings = [None] * len(run.pending)
-            run.readings[index] = reading
+        if reading.max_logit is not None and not np.isfinite(reading.max_logit).all():
+            model = self.models[name]
+            seq.finish("error", DecodingError(f"{model.name} gave logits that are not finite."))
+            model.free_row(ask.row, clear=True)
+        if seq.done:
+            return
+        try:
+            ask.branch.resume(reading)
+            self._check_known(ask.run)
+        except Exception as error:
+            seq.finish("error", error)
 
-    def _count(self, run: _Run) -> None:
-        """Count a tick of one sequence; see docs/metrics.md."""
-        stats = run.seq.stats
-        for name in {forward.model for forward in run.pending}:
-            mine = [forward for forward in run.pending if forward.model == name]
-            fed = sum(len(forward.tokens) for forward in mine)
-            stats.positions_fed[name] = stats.positions_fed.get(name, 0) + fed
-            is_prefill = all(
-                forward.read is None and int(forward.positions.max()) < run.seq.num_prompt for forward in mine
-            )
-            if name == TARGET and is_prefill:
-                stats.prefills += 1
-                continue
-            stats.forwards[name] = stats.forwards.get(name, 0) + 1
-            if name == TARGET:
-                stats.rows += len(mine)
-                usual = run.seq.family.num_loops or 0
-                stats.loops += max(usual if ask.loops is None else ask.loops.count for ask in mine)
-                readings = run.readings or [None] * len(run.pending)  # where the request could not run
-                given = zip(run.pending, readings, strict=True)
-                stats.experts += _num_experts([reading for ask, reading in given if ask.model == name])
+    def _count(self, name: str, answers: Seq[_Answer]) -> None:
+        """Count what one sequence asked of a model in a tick; see docs/metrics.md."""
+        run = answers[0].ask.run
+        stats, mine = run.seq.stats, [answer.ask.forward for answer in answers]
+        fed = sum(len(forward.tokens) for forward in mine)
+        stats.positions_fed[name] = stats.positions_fed.get(name, 0) + fed
+        run.idle += 1
+        if all(ask.read is None and int(ask.positions.max()) < run.seq.num_prompt for ask in mine):
+            stats.prefills += name == TARGET
+            return
+        stats.forwards[name] = stats.forwards.get(name, 0) + 1
+        if name == TARGET:
+            stats.rows += len(mine)
+            usual = run.seq.family.num_loops or 0
+            stats.loops += max(usual if ask.loops is None else ask.loops.count for ask in mine)
+            stats.experts += _num_experts([answer.reading for answer in answers])
 
-    def _resume(self, run: _Run, given: Any) -> None:
+    def _resume(self, run: _Run) -> None:
         """Let a coroutine go on to its next request; whatever it raises ends its own sequence only."""
         seq = run.seq
         if seq.done:
             return
-        before = seq.stats.committed_tokens, seq.frontier
+        given: Any = tuple(branch.result for branch in run.branches)
+        if run.is_single:
+            given = given[0] if given else None
         try:
             asked = run.coroutine.send(given)
             run.is_single = isinstance(asked, Forward)
-            run.pending = (asked,) if isinstance(asked, Forward) else tuple(asked)
-            if unknown := {forward.model for forward in run.pending} - set(self.models):
-                raise InputError(f"no model named {', '.join(sorted(unknown))} in this engine.")
+            run.branches = [_branch(one) for one in ((asked,) if isinstance(asked, Forward) else asked)]
+            self._check_known(run)
         except StopIteration:
             if not seq.done:
                 seq.finish("error", DecodingError("the decoder ended before its sequence was done."))
@@ -197,15 +281,30 @@ class Engine:
         except Exception as error:
             seq.finish("error", error)
             return
-        run.idle = run.idle + 1 if before == (seq.stats.committed_tokens, seq.frontier) else 0
+        progress = seq.stats.committed_tokens, seq.frontier
+        run.idle, run.progress = run.idle if progress == run.progress else 0, progress
         if run.idle > _MAX_IDLE_PASSES + 2 * seq.stop.max_new_tokens:
             seq.finish("error", DecodingError(f"nothing was committed in {run.idle} forward passes."))
 
+    def _check_known(self, run: _Run) -> None:
+        asked = {branch.forward.model for branch in run.branches if branch.forward is not None}
+        if unknown := asked - set(self.models):
+            raise InputError(f"no model named {', '.join(sorted(unknown))} in this engine.")
+
+    def _drop_waiting(self) -> None:
+        for run in self._waiting:
+            if run.seq.done:
+                run.close()
+        self._waiting = deque(run for run in self._waiting if not run.seq.done)
+
     def _drop_done(self) -> None:
         """Close what is done; the last live sequence takes the freed row, so rows stay contiguous."""
-        self._waiting = deque(run for run in self._waiting if not self._close_if_done(run))
+        self._drop_waiting()
+        if self._in_flight and any(run.seq.done for run in self._live):
+            self._land(ALL_COMPLETED)  # no row may move under a model that runs
         for row in range(len(self._live) - 1, -1, -1):
-            if self._close_if_done(self._live[row]):
+            if self._live[row].seq.done:
+                self._live[row].close()
                 # What ended in the middle may have cached what no reading has shown to be finite.
                 clear = self._live[row].seq.finish_reason in ("cancelled", "error")
                 last = self._live.pop()
@@ -216,28 +315,52 @@ class Engine:
                 if row < len(self._live):
                     self._live[row] = last
 
-    def _close_if_done(self, run: _Run) -> bool:
-        if run.seq.done:
-            run.coroutine.close()
-        return run.seq.done
+
+def _branch(asked: Forward | Part) -> _Branch:
+    if isinstance(asked, Forward):
+        return _Branch(asked)
+    branch = _Branch(coroutine=asked)
+    branch.resume(None)
+    return branch
 
 
-def _num_experts(readings: Seq[Reading | None]) -> float:
+def _run_model(model: Runner, asks: Seq[_Ask]) -> _Passes:
+    """Run requests in as few passes as pay; one that cannot run gets the error in place of a reading."""
+    answers: list[_Answer] = []
+    timings: list[tuple[float, set[int]]] = []
+    groups = _group_by_width(asks)
+    while groups:
+        group = groups.pop(0)
+        started = time.perf_counter()
+        try:
+            readings = model.run([(ask.row, ask.forward) for ask in group])
+        except Exception as error:  # one request asked for what cannot be: find out which
+            if len(group) == 1:
+                answers.append(_Answer(group[0], error))
+            else:
+                groups = [[ask] for ask in group] + groups
+            continue
+        timings.append((time.perf_counter() - started, {ask.row for ask in group}))
+        answers += [_Answer(ask, reading) for ask, reading in zip(group, readings, strict=True)]
+    return answers, timings
+
+
+def _num_experts(readings: Seq[Reading | Exception]) -> float:
     """Count the distinct experts that the requests of a sequence used together, mean over layers."""
-    used = [reading.experts for reading in readings if reading is not None and reading.experts is not None]
+    used = [one.experts for one in readings if isinstance(one, Reading) and one.experts is not None]
     return float(np.logical_or.reduce(used).sum(1).mean()) if used else 0.0
 
 
-def _group_by_width(asked: Seq[tuple[int, int, Forward]]) -> list[list[tuple[int, int, Forward]]]:
+def _group_by_width(asks: Seq[_Ask]) -> list[list[_Ask]]:
     """Split requests into passes so that padding never costs more than another pass.
 
     All requests of one row stay together, in order.
     """
-    by_row: dict[int, list[tuple[int, int, Forward]]] = {}
-    for one in asked:
-        by_row.setdefault(one[0], []).append(one)
-    widths = {row: sum(len(forward.tokens) for _, _, forward in mine) for row, mine in by_row.items()}
-    groups: list[list[tuple[int, int, Forward]]] = []
+    by_row: dict[int, list[_Ask]] = {}
+    for ask in asks:
+        by_row.setdefault(ask.row, []).append(ask)
+    widths = {row: sum(len(ask.forward.tokens) for ask in mine) for row, mine in by_row.items()}
+    groups: list[list[_Ask]] = []
     num_rows, width = 0, 0
     for row in sorted(by_row, key=lambda row: widths[row]):
         # Joining widens every row of the group so far.

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from chordal.ops.experts import Routing
 from chordal.ops.sampling import Law
+from chordal.ops.tree import ancestors
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -37,12 +38,15 @@ class Visible:
         end: One past the last visible slot of each query, int `[q]`.
         own: Rows of the same request each query also sees, bool `[q, q]`, or None for no others.
         hidden: Slots between `start` and `end` that no query sees all the same, int `[h]`.
+        seen: Slots 0 to s - 1 that each query sees besides, wherever they are, bool `[q, s]`; branches
+            that share a beginning are told apart by it.
     """
 
     start: Ints
     end: Ints
     own: Bools | None = None
     hidden: Ints | None = None
+    seen: Bools | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +105,7 @@ class Tree:
 
     def visible(self, slots: Ints) -> Visible:  # noqa: D102
         num = len(self.parents)
-        own = np.eye(num, dtype=bool)
-        for row, parent in enumerate(self.parents):
-            if not -1 <= parent < row:
-                raise ValueError(f"a parent must stand before its child; row {row} has parent {parent}")
-            if parent >= 0:
-                own[row] |= own[parent]
+        own = ancestors(np.array(self.parents, np.int64))
         return Visible(np.zeros(num, np.int64), np.full(num, self.start, np.int64), own)
 
 
@@ -131,21 +130,24 @@ class Sample:
         law: Distribution the tokens are drawn from; temperature 0 takes the most likely one.
         uniforms: One number in [0, 1) for each row, float `[r]`; needed unless the law is greedy.
         scores: Which of "probs", "margin", "entropy" and "gap" to bring back.
-        of: Distribution the scores are of: "model" (softmax after penalties and bans) or "law" (after
-            temperature and truncation, where temperature 0 counts as 1). The gap is always the model's.
+        of: Distribution the scores are of: "model" (softmax after penalties and bans), "law" (after
+            temperature and truncation, where temperature 0 counts as 1) or "raw" (softmax of the logits
+            as they are). The gap is always the model's.
         contexts: Tokens that precede each row, for the repetition penalty: `[r]` arrays.
         banned: Token ids that are never chosen and have no probability.
         unscored: Token ids that may be chosen but score as if they had no probability.
+        candidates: How many of the model's most likely tokens to bring back beside the chosen one.
     """
 
     rows: Ints
     law: Law = field(default_factory=Law)
     uniforms: Floats | None = None
     scores: tuple[Score, ...] = ()
-    of: Literal["model", "law"] = "model"
+    of: Literal["model", "law", "raw"] = "model"
     contexts: tuple[Ints, ...] | None = None
     banned: tuple[int, ...] = ()
     unscored: tuple[int, ...] = ()
+    candidates: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +224,10 @@ class Forward:
             take no notice.
         routing: Experts that the rows of the request agree on, in every layer of a mixture of experts;
             None leaves each row its own. Other models refuse it.
+        moves: Slots whose keys and values are read, and the slots they are then written to before the
+            pass, int `[m]` each; accepted branches of a draft tree become a plain text by it.
+        blend: Token ids, int `[q, k]`, and weights, float `[q, k]`: the model is fed the weighted sums of
+            the embeddings of these tokens instead of `tokens`, which then only count. None feeds `tokens`.
     """
 
     tokens: Ints
@@ -233,6 +239,8 @@ class Forward:
     inject: Any = None
     loops: Loops | None = None
     routing: Routing | None = None
+    moves: tuple[Ints, Ints] | None = None
+    blend: tuple[Ints, Floats] | None = None
 
     def __post_init__(self) -> None:
         num = len(self.tokens)
@@ -252,6 +260,13 @@ class Forward:
             raise ValueError(
                 f"a forward of {num} tokens has rows 0 to {num - 1}; got a read of rows {rows.tolist()}"
             )
+        if self.blend is not None:
+            shapes = [part.shape for part in self.blend]
+            if shapes[0] != shapes[1] or shapes[0][:1] != (num,) or len(shapes[0]) != 2:
+                raise ValueError(
+                    f"a forward of {num} tokens needs blended tokens and weights of the same {num} rows; got "
+                    f"shapes {shapes[0]} and {shapes[1]}"
+                )
         if self.inject is not None and len(self.inject) != num:
             raise ValueError(f"a forward of {num} tokens needs as many injected rows; got {len(self.inject)}")
 
@@ -272,6 +287,7 @@ class Reading:
         states: With `loops`: the states of all fed rows, tensor `[q, D]` on the device.
         embeds: With `loops`: their embeddings behind the prelude, tensor `[q, D]` on the device.
         change: With `loops`: |new state - old state| / |new state| of all fed rows, float `[q]`.
+        candidates: `Sample`: the most likely tokens of the raw logits, most likely first, int `[r, k]`.
         experts: Of a mixture of experts: which ones the fed rows used, bool `[layers, experts]`, asked
             for or not.
     """
@@ -288,4 +304,5 @@ class Reading:
     states: Any = None
     embeds: Any = None
     change: Any = None
+    candidates: Any = None
     experts: Any = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from chordal.models.load import load_model
 from chordal.models.quantization import Quantization
 from chordal.ops.sampling import Law
 from chordal.registry import make_decoder
-from chordal.sequence import Event, FinishReason, Listener, Sequence, StopRules
+from chordal.sequence import Alternative, Event, FinishReason, Listener, Sequence, StopRules
 from chordal.text import TextStream
 
 Prompt = str | Seq[int] | Seq[Mapping[str, str]]
@@ -42,6 +42,8 @@ class Generation:
         stats: Counters, as docs/metrics.md defines them.
         trace: Events in order if a trace was asked for, else None.
         error: What ended it, if it ended with an error; the other prompts are not affected.
+        alternatives: All texts that were found, the best first, which is this result; empty for decoders
+            that look for one.
     """
 
     prompt: Prompt
@@ -55,6 +57,7 @@ class Generation:
     stats: dict[str, Any]
     trace: list[Event] | None = None
     error: Exception | None = None
+    alternatives: list[Alternative] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,17 @@ class Request:
     ignore_eos: bool = False
     chat: bool | None = None
     trace: bool = False
+
+    @property
+    def law(self) -> Law:
+        """Distribution the tokens are drawn from; checked when it is made."""
+        return Law(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+        )
 
 
 class Model:
@@ -200,13 +214,15 @@ class Model:
             self.engine.cancel(seq)
 
     def decoder(self, request: Request) -> Decoder:
-        """Make the decoder of a request and check that it fits the model."""
+        """Make the decoder of a request and check that it fits the model and the law."""
         if request.decoder is None:
             settings = {**self.family.settings, **(request.config or {})}
             decoder = make_decoder(self.family.default_decoder, settings)
         else:
             decoder = make_decoder(request.decoder, request.config)
         decoder.check(self.family)
+        decoder.check_law(request.law)
+        decoder.check_models(self.engine.models)
         return decoder
 
     def sequence(self, prompt: Prompt, request: Request, listeners: Seq[Listener] = ()) -> Sequence:
@@ -238,13 +254,6 @@ class Model:
         )
         if "" in stop_strings:
             raise InputError("stop strings must not be empty.")
-        law = Law(
-            temperature=request.temperature,
-            top_k=request.top_k,
-            top_p=request.top_p,
-            min_p=request.min_p,
-            repetition_penalty=request.repetition_penalty,
-        )
         stop = StopRules(
             max_new_tokens=length,
             eos_ids=() if request.ignore_eos else self.family.eos_ids,
@@ -254,7 +263,7 @@ class Model:
             prompt=tokens,
             family=self.family,
             stop=stop,
-            law=law,
+            law=request.law,
             seed=request.seed,
             detokenize=self.decode,
             listeners=list(listeners),
@@ -330,6 +339,7 @@ class Model:
             stats=seq.stats.to_dict(),
             trace=trace,
             error=seq.error,
+            alternatives=list(seq.alternatives),
         )
 
 
@@ -393,7 +403,7 @@ def load(
 
 def make_request(settings: Mapping[str, Any]) -> Request:
     """Make a request from keyword arguments, with near matches for unknown ones."""
-    names = [field.name for field in fields(Request)]
+    names = [setting.name for setting in fields(Request)]
     for name in settings:
         if name not in names:
             raise UnknownNameError("argument", name, names)

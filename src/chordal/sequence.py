@@ -17,6 +17,7 @@ import numpy as np
 from chordal.errors import DecodingError
 from chordal.forward import Floats, Ints, Sample
 from chordal.models.family import Family
+from chordal.ops import tree
 from chordal.ops.randomness import Purpose, uniforms
 from chordal.ops.sampling import Law
 from chordal.stats import TARGET, Stats
@@ -51,6 +52,7 @@ class Event:
         positions: Absolute positions, int `[n]`.
         tokens: Token ids, int `[n]`.
         num_accepted: Of a draft, how many of its tokens were kept.
+        parents: Of a draft with branches, the parent of each token; see `ops.tree`.
     """
 
     kind: Literal["commit", "draft"]
@@ -58,6 +60,34 @@ class Event:
     positions: Ints
     tokens: Ints
     num_accepted: int = 0
+    parents: Ints | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """One of several texts that a decoder found for a prompt, cut where it ends as the result is.
+
+    Attributes:
+        tokens: Token ids behind the prompt, the stop token included, int `[n]`.
+        text: Their text, without the stop token or stop string.
+        score: Its log-likelihood as the decoder defines it, in nats; higher is better.
+        finish_reason: "stop" or "length"; None for a text that could go on.
+    """
+
+    tokens: Ints
+    text: str
+    score: float
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Where and why a text ends: after so many tokens, and before so many characters of a stop string."""
+
+    num_tokens: int
+    finish_reason: FinishReason
+    stop_reason: str | int | None = None
+    num_characters: int | None = None
 
 
 Listener = Callable[["Sequence", Event], None]
@@ -76,6 +106,8 @@ class Sequence:
         family: Facts of the target model: mask id, logit shift, block length.
         finish_reason: Why it ended, None while it goes on.
         stop_reason: The stop string or token id that ended it, if one did.
+        alternatives: Of a decoder that finds several texts: all of them, the best first, which is also the
+            result.
     """
 
     prompt: Ints
@@ -90,6 +122,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: Exception | None = None
+    alternatives: list[Alternative] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.num_prompt = self.frontier = self.canvas_end = len(self.prompt)
@@ -99,8 +132,7 @@ class Sequence:
         self.tokens[: self.num_prompt] = self.prompt
         self.committed_at = np.full(capacity, UNCOMMITTED, np.int32)
         self.committed_at[: self.num_prompt] = 0
-        self._end: int | None = None
-        self._text_end: int | None = None
+        self._ending: Ending | None = None
 
     @property
     def limit(self) -> int:
@@ -120,17 +152,14 @@ class Sequence:
     @property
     def output(self) -> Ints:
         """Tokens of the result so far: the committed prefix behind the prompt, cut where it ends."""
-        end = self._end if self._end is not None else min(self.frontier, self.limit)
-        return self.tokens[self.num_prompt : end]
+        if self._ending is not None:
+            return self.tokens[self.num_prompt :][: self._ending.num_tokens]
+        return self.tokens[self.num_prompt : min(self.frontier, self.limit)]
 
     @property
     def text(self) -> str:
         """Text of the result so far, without the stop token and cut before a stop string."""
-        if self.detokenize is None:
-            return ""
-        if isinstance(self.stop_reason, int):
-            return self.detokenize(self.output[:-1])
-        return self.detokenize(self.output)[: self._text_end]
+        return self._text(self.output, self._ending)
 
     def open_canvas(self, end: int) -> None:
         """Fill the positions from the frontier to `end` with the mask token, to be committed in any order."""
@@ -146,20 +175,23 @@ class Sequence:
         """List the uncommitted positions of `start <= position < end`."""
         return start + np.flatnonzero(self.committed_at[start:end] == UNCOMMITTED)
 
-    def append(self, tokens: Ints, *, draft: Ints | None = None) -> None:
+    def append(self, tokens: Ints, *, draft: Ints | None = None, parents: Ints | None = None) -> None:
         """Commit a span right behind the frontier; what exceeds the length limit is dropped.
 
         Args:
             tokens: The span.
             draft: What had been proposed for it; counted here, as accepted as far as the span begins
                 with it and the text does not end before.
+            parents: Of a draft that is a tree, the parent of each token; see `ops.tree`.
         """
         tokens = tokens[: self.limit - self.frontier]
         positions = np.arange(self.frontier, self.frontier + len(tokens))
         self.canvas_end = max(self.canvas_end, self.frontier + len(tokens))
-        self.commit(positions, tokens, draft=draft)
+        self.commit(positions, tokens, draft=draft, parents=parents)
 
-    def commit(self, positions: Ints, tokens: Ints, *, draft: Ints | None = None) -> None:
+    def commit(
+        self, positions: Ints, tokens: Ints, *, draft: Ints | None = None, parents: Ints | None = None
+    ) -> None:
         """Make tokens final, in any order and at any positions that are not yet committed.
 
         Raises:
@@ -183,8 +215,41 @@ class Sequence:
             self._check_stop(before)
         committed_before, self.stats.committed_tokens = self.stats.committed_tokens, len(self.output)
         if draft is not None and len(draft):
-            self._count_draft(draft, tokens, before, self.stats.committed_tokens - committed_before)
+            num = self.stats.committed_tokens - committed_before
+            self._count_draft(draft, parents, tokens[:num], before)
         self._emit("commit", forward, positions, tokens)
+
+    def offer(self, tokens: Ints, score: float) -> None:
+        """Hand on one of several texts, the best first; what lies behind its end is cut.
+
+        Args:
+            tokens: Token ids behind the prompt.
+            score: Log-likelihood in nats, as the decoder defines it.
+        """
+        ending = self.ending(tokens)
+        tokens = tokens[: ending.num_tokens] if ending else tokens
+        reason = ending.finish_reason if ending else None
+        self.alternatives.append(Alternative(tokens.copy(), self._text(tokens, ending), score, reason))
+
+    def ending(self, tokens: Ints, start: int = 0) -> Ending | None:
+        """Find where a text ends, by the rules of this request; None if it goes on.
+
+        Args:
+            tokens: Token ids behind the prompt.
+            start: Tokens of them that are known not to end it.
+        """
+        end = min(len(tokens), self.stop.max_new_tokens)
+        is_limit = end == self.stop.max_new_tokens
+        eos = None
+        for at, token in enumerate(tokens[start:end].tolist(), start):
+            if token in self.stop.eos_ids:
+                end, eos = at + 1, token
+                break
+        if found := self._find_stop_string(tokens, start, end):
+            return found
+        if eos is not None:
+            return Ending(end, "stop", eos)
+        return Ending(end, "length") if is_limit else None
 
     def uniforms(self, positions: Ints, purpose: Purpose, draw: int = 0) -> Floats:
         """Give this request's random number for each position; see `ops.randomness`."""
@@ -201,44 +266,40 @@ class Sequence:
             self.finish_reason, self.error = reason, error
             self.stats.wall_s = time.perf_counter() - self.stats.started
 
-    def _count_draft(self, draft: Ints, tokens: Ints, start: int, num_committed: int) -> None:
-        num = min(len(draft), len(tokens), num_committed)
-        num_accepted = int((np.cumsum(draft[:num] != tokens[:num]) == 0).sum())
+    def _count_draft(self, draft: Ints, parents: Ints | None, tokens: Ints, start: int) -> None:
+        """Count a draft for the tokens that were committed from `start` on."""
+        depth = np.arange(len(draft)) if parents is None else tree.depths(parents) - 1
+        num_accepted = len(tree.follow(draft, tree.chain(len(draft)) if parents is None else parents, tokens))
         self.stats.draft_tokens += len(draft)
         self.stats.accepted_tokens += num_accepted
-        positions = np.arange(start, start + len(draft))
-        self._emit("draft", self.stats.forwards.get(TARGET, 0), positions, draft, num_accepted)
+        forward = self.stats.forwards.get(TARGET, 0)
+        self._emit("draft", forward, start + depth, draft, num_accepted, parents)
 
     def _check_stop(self, before: int) -> None:
         """End at the first stop condition inside what just became part of the committed prefix."""
-        end = min(self.frontier, self.limit)
-        eos = None
-        for at, token in enumerate(self.tokens[before:end].tolist(), before):
-            if token in self.stop.eos_ids:
-                end, eos = at + 1, token
-                break
-        found = self._find_stop_string(before, end)
-        if found is not None:
-            self._end, self._text_end, self.stop_reason = found
-            self.finish("stop")
-        elif eos is not None:
-            self._end, self.stop_reason = end, eos
-            self.finish("stop")
-        elif end == self.limit:
-            self._end = end
-            self.finish("length")
+        ending = self.ending(self.committed[self.num_prompt :], before - self.num_prompt)
+        if ending is not None:
+            self._ending, self.stop_reason = ending, ending.stop_reason
+            self.finish(ending.finish_reason)
 
-    def _find_stop_string(self, before: int, end: int) -> tuple[int, int, str] | None:
-        """Find the earliest stop string: token end, text end, string. Tokens after it are dropped."""
+    def _find_stop_string(self, tokens: Ints, start: int, end: int) -> Ending | None:
+        """Find the earliest stop string; the tokens behind the one that completes it are dropped."""
         if not self.stop.stop_strings or self.detokenize is None:
             return None
-        for stop in range(before + 1, end + 1):
-            text = self.detokenize(self.tokens[self.num_prompt : stop])
+        for num in range(start + 1, end + 1):
+            text = self.detokenize(tokens[:num])
             hits = [(text.find(string), string) for string in self.stop.stop_strings if string in text]
             if hits:
                 at, string = min(hits)
-                return stop, at, string
+                return Ending(num, "stop", string, at)
         return None
+
+    def _text(self, tokens: Ints, ending: Ending | None) -> str:
+        if self.detokenize is None:
+            return ""
+        if ending is not None and isinstance(ending.stop_reason, int):
+            tokens = tokens[:-1]
+        return self.detokenize(tokens)[: ending.num_characters if ending else None]
 
     def _emit(
         self,
@@ -247,8 +308,9 @@ class Sequence:
         positions: Ints,
         tokens: Ints,
         num_accepted: int = 0,
+        parents: Ints | None = None,
     ) -> None:
         if self.listeners:
-            event = Event(kind, forward, positions.copy(), tokens.copy(), num_accepted)
+            event = Event(kind, forward, positions.copy(), tokens.copy(), num_accepted, parents)
             for listener in self.listeners:
                 listener(self, event)

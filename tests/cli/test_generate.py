@@ -12,7 +12,18 @@ from chordal.errors import DecodingError
 from chordal.trace import read_trace
 
 PROMPT = "copy: Ana Ben Cleo"
-RECORD = ["prompt", "text", "tokens", "finish_reason", "stop_reason", "model", "decoder", "promise", "config"]
+RECORD = [
+    "prompt",
+    "text",
+    "tokens",
+    "finish_reason",
+    "stop_reason",
+    "alternatives",
+    "model",
+    "decoder",
+    "promise",
+    "config",
+]
 COUNTERS = {
     "forwards",
     "committed_tokens",
@@ -55,6 +66,38 @@ def test_json_is_one_document_with_the_documented_keys(run):
     assert result.json["stats"].keys() >= COUNTERS
     assert result.json["prompt"] == PROMPT
     assert len(result.json["tokens"]) == result.json["stats"]["committed_tokens"]
+
+
+@pytest.fixture
+def offer_two(monkeypatch):
+    """Make plain decoding offer what it finds, and the same backwards."""
+    decode = Autoregressive.decode
+
+    def offering(self, seq):
+        yield from decode(self, seq)
+        seq.offer(seq.output, -1.25)
+        seq.offer(seq.output[::-1], -2.5)
+
+    monkeypatch.setattr(Autoregressive, "decode", offering)
+
+
+def test_every_text_that_was_found_is_shown(run, offer_two, write_jsonl):
+    shown = run("generate", PROMPT, "--max-new-tokens", 4, "--ignore-eos", "--json").json
+    first, second = shown["alternatives"]
+    assert first == {
+        "tokens": shown["tokens"], "text": shown["text"], "score": -1.25, "finish_reason": "length",
+    }  # fmt: skip
+    assert (second["tokens"], second["score"]) == (shown["tokens"][::-1], -2.5)
+    [record] = run("generate", "--file", write_jsonl(PROMPT), "--max-new-tokens", 4, "--ignore-eos").lines
+    assert record["alternatives"] == shown["alternatives"]
+
+
+def test_other_texts_are_shown_beside_the_text_and_not_in_it(run, offer_two):
+    args = "generate", PROMPT, "--max-new-tokens", 4, "--ignore-eos"
+    first, second = (other["text"] for other in run(*args, "--json").json["alternatives"])
+    shown = run(*args)
+    assert shown.out == first + "\n"
+    assert shown.err == f"alternative 2 (-2.50): {second}\n"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 from chordal.decoders.autoregressive import Autoregressive
 from chordal.decoders.decoder import Decoder
 from chordal.decoders.speculate import speculate
+from chordal.drafters.draft import Draft, Drafter
 from chordal.forward import Causal, Forward, Logits
 from chordal.ops.sampling import Law
 from chordal.testing import CountingModel, TableModel, chi_square, random_prompt, sample_joint
@@ -35,7 +36,17 @@ class Speculates(Decoder):
         self.propose, self.num_draft = propose, num_draft
 
     def decode(self, seq):
-        return speculate(seq, self, num_draft=self.num_draft)
+        return speculate(seq, Chooses(self.propose), num_draft=self.num_draft)
+
+
+class Chooses(Drafter):
+    """Drafts a chain with a function of the committed tokens and the budget."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def propose(self, text, budget):
+        return Draft.chain(self.function(text, budget))
 
 
 def oracle(prompt, output):

@@ -7,7 +7,7 @@ from chordal.drafters.ngram import NgramDrafter
 
 
 def propose(text, budget, *sizes, **settings):
-    return NgramDrafter(*sizes, **settings).propose(np.array(text, np.int64), budget).tolist()
+    return NgramDrafter(*sizes, **settings).propose(np.array(text, np.int64), budget).tokens.tolist()
 
 
 def by_search(text, budget, max_ngram, min_ngram, match):

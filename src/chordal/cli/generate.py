@@ -177,6 +177,10 @@ def _decode_one(
         view.finish(result)
     elif not is_live:
         print(result.text, file=out)
+    if not as_json:
+        for number, other in enumerate(result.alternatives[1:], 2):
+            text = other.text.replace("\n", "\\n")
+            note(f"alternative {number} ({other.score:.2f}): {text}")
     return result
 
 
@@ -265,6 +269,9 @@ def _record(result: Generation, config: dict[str, Any]) -> dict[str, Any]:
         "tokens": result.tokens,
         "finish_reason": result.finish_reason,
         "stop_reason": result.stop_reason,
+        "alternatives": [
+            {**dataclasses.asdict(other), "tokens": other.tokens.tolist()} for other in result.alternatives
+        ],
         "model": result.model,
         "decoder": result.decoder,
         "promise": result.promise,

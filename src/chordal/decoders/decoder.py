@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from chordal.errors import InputError
 from chordal.forward import Forward
 from chordal.models.family import Family, Need
+from chordal.ops.sampling import Law
 from chordal.sequence import Sequence
 
-# Sent back is a Reading for a Forward and a tuple of them for a tuple; which one is up to the request,
-# and that is more than a type checker can follow.
-Decoding: TypeAlias = Generator[Forward | tuple[Forward, ...], Any, None]
+# What runs beside other things, asking for one forward after the other, and what it returns.
+Part: TypeAlias = Generator[Forward, Any, Any]
+# A tuple holds what may run at the same time. Sent back is a Reading for a Forward, and for a tuple a tuple of
+# readings and of what its parts return; that follows from the request, and no type checker can follow it.
+Decoding: TypeAlias = Generator[Forward | tuple[Forward | Part, ...], Any, None]
 
 
 class Decoder(ABC):
@@ -27,6 +30,9 @@ class Decoder(ABC):
         exact_when: Of an approximate decoder, the setting at which it gives what its reference gives.
         needs: Kinds of model it runs on; "looped" is a causal one with a core that is repeated.
         needs_experts: Whether that must be a mixture of experts.
+        needs_models: Names of the models it asks beside the target.
+        samples: Whether it draws tokens; a search does not, and refuses requests with a temperature.
+        chooses: Whether it draws several texts, and where they end decides which one it gives.
         paper: Where it comes from.
         Config: Its frozen settings dataclass.
     """
@@ -37,6 +43,9 @@ class Decoder(ABC):
     exact_when: ClassVar[str] = ""
     needs: ClassVar[tuple[Need, ...]]
     needs_experts: bool = False
+    needs_models: tuple[str, ...] = ()
+    samples: ClassVar[bool] = True
+    chooses: ClassVar[bool] = False
     paper: ClassVar[str]
     Config: ClassVar[type[Any]]
 
@@ -69,3 +78,31 @@ class Decoder(ABC):
                 f"{self.name} needs a {' or '.join(self.needs)} model; this one is {family.kind}. "
                 f"Use --decoder {family.default_decoder}, or see chordal list."
             )
+
+    def check_law(self, law: Law) -> None:
+        """Refuse a request to sample where nothing is drawn.
+
+        Raises:
+            InputError: This is a search, and the temperature is above 0.
+        """
+        if not (self.samples or law.is_greedy):
+            raise InputError(
+                f"{self.name} is a search and draws no tokens; temperature must be 0, got {law.temperature}. "
+                f"Leave it out, or use a decoder that samples."
+            )
+
+    def check_models(self, given: Collection[str]) -> None:
+        """Refuse to run without a model it asks.
+
+        Args:
+            given: Names of the models there are.
+
+        Raises:
+            InputError: One is missing.
+        """
+        for name in self.needs_models:
+            if name not in given:
+                raise InputError(
+                    f"{self.name} needs a {name} model beside the target; load one with {name}=... or "
+                    f"--{name} NAME (tiny-draft goes with tiny-ar)."
+                )

@@ -1,34 +1,32 @@
-"""Draft and verify: propose several tokens, check them in one forward pass, keep the right prefix.
+"""Draft and verify: propose several tokens, check them in one forward pass, keep what is right.
 
-Promise: exact. Each verified position draws the token plain decoding would draw there, with the same
-random number; a draft token stays as long as it equals that draw. Greedy text is identical, sampled
-text has the target's law (rule C of the literature: for a deterministic draft, one y ~ p a node and
-follow the child that equals it), and with keyed randomness even the same tokens as plain decoding.
+Promise: exact, with any drafter. Where draft tokens were chosen, each verified position draws the token
+plain decoding would draw there, with the same random number, and a draft token stays as long as it equals
+that draw: greedy and sampled, the output is plain decoding's token for token. Where they were drawn from
+a law of their own, an acceptance rule keeps more of them; greedy output is the same, sampled output has
+the target's law.
 
-Cost: one forward pass of 1 to 1 + `num_draft` positions for 1 to 1 + `num_draft` tokens.
+Cost: one forward pass of 1 + n positions for 1 to 1 + depth tokens, of a draft of n tokens.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Generator
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from chordal.cursor import Cursor
 from chordal.decoders.decoder import Decoding
-from chordal.forward import Causal, Forward, Ints
+from chordal.drafters.draft import NO_DRAFT, Draft, Drafter, Outcome
+from chordal.forward import Ints
+from chordal.ops import sampling, tree
 from chordal.sequence import Sequence
 
 
-class Drafter(Protocol):
-    """Proposes what may come next; one instance serves one sequence."""
-
-    def propose(self, committed: Ints, budget: int) -> Ints:
-        """Propose at most `budget` tokens to follow the committed ones; none is a valid answer."""
-        ...
-
-
 def speculate(seq: Sequence, drafter: Drafter, *, num_draft: int) -> Decoding:
-    """Decode one sequence with a deterministic drafter.
+    """Decode one sequence with a drafter.
 
     Between steps the cache holds every committed token but the last, the root, which is fed next
     together with the draft. Slots of rejected tokens are not visible until they are written again.
@@ -36,33 +34,66 @@ def speculate(seq: Sequence, drafter: Drafter, *, num_draft: int) -> Decoding:
     Args:
         seq: The sequence.
         drafter: Its drafter.
-        num_draft: Most tokens of one draft; 0 is plain decoding.
+        num_draft: Longest path of one draft; 0 is plain decoding.
     """
-    num_cached = 0
+    target = Cursor()
     while not seq.done:
         # Draft. The last token of the result never needs a draft behind it.
         budget = min(num_draft, seq.limit - seq.frontier - 1)
-        draft = drafter.propose(seq.committed, budget)[:budget] if budget > 0 else np.empty(0, np.int64)
+        draft = NO_DRAFT
+        if budget > 0:
+            proposed = drafter.propose(seq.committed, budget)
+            draft = (yield from proposed) if isinstance(proposed, Generator) else proposed
+            draft = draft.cut(budget)
 
-        # Verify: the rows of the root and of every draft token each predict the position behind them.
-        tokens = np.concatenate([seq.committed[num_cached:], draft])
-        positions = np.arange(num_cached, num_cached + len(tokens))
-        rows = np.arange(len(tokens) - len(draft) - 1, len(tokens))
-        contexts = None
-        if seq.law.repetition_penalty != 1:
-            whole = np.concatenate([seq.committed, draft])
-            contexts = tuple(whole[: seq.frontier + ahead] for ahead in range(len(draft) + 1))
-        reading = yield Forward(
-            tokens=tokens,
-            positions=positions,
-            slots=positions,
-            sees=Causal(),
-            read=seq.sample(rows, positions[rows] + 1, contexts=contexts),
-        )
+        # Verify: the rows of the root and of every node each tell what follows them.
+        feed = target.feed(seq.committed, draft)
+        if draft.laws is None or seq.law.is_greedy:
+            reading = yield feed.sample(seq, candidates=drafter.candidates)
+            kept = tree.follow_drawn(draft.tokens, draft.parents, reading.tokens)
+            last = reading.tokens[kept[-1] + 1 if len(kept) else 0]
+        else:
+            reading = yield feed.logits()
+            probs_NV = sampling.under_law(reading.logits, seq.law, feed.contexts).double().softmax(1)
+            kept, last = judge(seq, draft, probs_NV)
 
-        # Accept the drafts that equal what was drawn, and the draw that follows them.
-        drawn = reading.tokens
-        is_kept = drawn[:-1] == draft
-        num_kept = len(draft) if is_kept.all() else int(np.argmin(is_kept))
-        num_cached = seq.frontier + num_kept
-        seq.append(drawn[: num_kept + 1], draft=draft)
+        # Commit what was accepted and the draw that follows it.
+        root = int(seq.committed[-1])
+        parents = None if draft.is_chain else draft.parents
+        seq.append(np.append(draft.tokens[kept], last), draft=draft.tokens, parents=parents)
+        drafter.observe(Outcome(root, draft, kept, reading))
+
+
+def judge(seq: Sequence, draft: Draft, probs_NV: Tensor) -> tuple[Ints, int]:
+    """Walk down a draft whose tokens were drawn: which nodes are accepted, and the token behind them.
+
+    Each position is judged once in the life of a sequence and uses numbers of its own, so positions
+    stay independent.
+
+    Args:
+        seq: The sequence; its frontier is where the draft begins.
+        draft: The draft.
+        probs_NV: The target's law at the root and behind each node.
+    """
+    laws = draft.laws or {}
+    nodes: list[int] = []
+    while True:
+        position = np.array([seq.frontier + len(nodes)])
+        node = nodes[-1] if nodes else -1
+        owed_V, offered = probs_NV[node + 1], tree.children(draft.parents, node)
+        accepted = None
+        if node in laws and draft.offers is not None:
+            offers = draft.offers(owed_V, laws[node], draft.tokens[offered])
+            for number, (child, (chance, rest_V)) in enumerate(zip(offered.tolist(), offers, strict=False)):
+                if seq.uniforms(position, "accept", number)[0] < chance:
+                    accepted = child
+                    break
+                owed_V = rest_V
+        if accepted is None:
+            uniform = torch.from_numpy(seq.uniforms(position, "token")).to(owed_V.device)
+            token = int(sampling.draw(owed_V[None].log(), uniform))
+            if node not in laws:  # chosen, not drawn
+                accepted = next((child for child in offered.tolist() if draft.tokens[child] == token), None)
+            if accepted is None:
+                return np.array(nodes, np.int64), token
+        nodes.append(accepted)

@@ -6,10 +6,11 @@ from typing import Literal
 
 import numpy as np
 
+from chordal.drafters.draft import Draft, Drafter
 from chordal.forward import Ints
 
 
-class NgramDrafter:
+class NgramDrafter(Drafter):
     """Look the longest suffix up in the text so far and copy what stood behind it.
 
     With text 5 6 7 8 5 6 7 and suffixes of up to 3 tokens the suffix 5 6 7 is found at the start, so
@@ -26,16 +27,16 @@ class NgramDrafter:
     ) -> None:
         self.max_ngram, self.min_ngram, self.match = max_ngram, min_ngram, match
 
-    def propose(self, committed: Ints, budget: int) -> Ints:
+    def propose(self, text: Ints, budget: int) -> Draft:
         """Propose at most `budget` tokens, none if no suffix occurred before."""
-        num = len(committed)
+        num = len(text)
         for size in range(min(self.max_ngram, num - 1), self.min_ngram - 1, -1):
             # Ends of earlier occurrences: compare the text with itself shifted by each suffix token.
-            is_end = committed[size - 1 : num - 1] == committed[num - 1]
+            is_end = text[size - 1 : num - 1] == text[num - 1]
             for back in range(1, size):
-                is_end = is_end & (committed[size - 1 - back : num - 1 - back] == committed[num - 1 - back])
+                is_end = is_end & (text[size - 1 - back : num - 1 - back] == text[num - 1 - back])
             ends = np.flatnonzero(is_end)
             if len(ends):
                 start = int(ends[-1 if self.match == "last" else 0]) + size
-                return committed[start : start + budget]
-        return committed[:0]
+                return Draft.chain(text[start : start + budget])
+        return Draft.chain(text[:0])

@@ -157,6 +157,26 @@ def refuse_unsupported(model_class: Any, config: Any) -> None:
     window_of(text)
 
 
+@torch.inference_mode()
+def reads_only_embeddings(backbone: Any, device: torch.device) -> bool:
+    """Whether a backbone computes from embeddings alone what it computes from token ids.
+
+    Some look at the ids once more, as those with an embedding for each layer do.
+
+    Args:
+        backbone: A backbone of transformers.
+        device: Where its inputs go.
+    """
+    tokens_1T = torch.arange(1, 5, device=device)[None]
+    try:
+        embeds_1TD = backbone.get_input_embeddings()(tokens_1T)
+        want = backbone(input_ids=tokens_1T, use_cache=False).last_hidden_state.float()
+        got = backbone(inputs_embeds=embeds_1TD, use_cache=False).last_hidden_state.float()
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return False
+    return torch.allclose(got, want, rtol=1e-3, atol=1e-3 * float(want.abs().max()))
+
+
 def _logits(model: Any, backbone: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Use the output embedding alone where that is all there is, else the model's own way."""
     head = model.get_output_embeddings()

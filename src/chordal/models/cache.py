@@ -97,6 +97,15 @@ class SlotCache(Cache):
         return [(layer.keys[rows, :, :span], layer.values[rows, :, :span]) for layer in self.slot_layers]
 
     @torch.inference_mode()
+    def move_slots(self, rows_M: Tensor, source_M: Tensor, target_M: Tensor) -> None:
+        """Copy what some slots hold to other slots of the same rows; all are read before any is written."""
+        for layer in self.slot_layers:
+            layer.keys[rows_M, :, target_M] = layer.keys[rows_M, :, source_M]
+            layer.values[rows_M, :, target_M] = layer.values[rows_M, :, source_M]
+        if self._positions_RS is not None:
+            self._positions_RS[rows_M, target_M] = self._positions_RS[rows_M, source_M]
+
+    @torch.inference_mode()
     def move_row(self, source: int, target: int) -> None:
         """Copy one row over another, when the last live sequence takes a freed place."""
         if source >= self.rows_held:  # nothing was ever written to it

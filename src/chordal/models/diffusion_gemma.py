@@ -124,6 +124,8 @@ class DiffusionGemma(LanguageModel):
                 f"{self.name} cannot share experts while it refines a canvas; leave out the routing."
             )
         batch = self._place(requests)
+        if batch.blends:
+            raise InputError(f"{self.name} refines a canvas of tokens; it cannot be fed several as one.")
         rows = slice(batch.first_row, batch.first_row + batch.num_rows)
         packed_5BT = batch.packed_5BT
         span, width = int(packed_5BT[4].max()), packed_5BT.shape[2]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from chordal.errors import InputError
 from chordal.forward import Forward, Hidden, Ints, Logits, Reading, Visible
-from chordal.models.architecture import Architecture, LayerKind
+from chordal.models.architecture import Architecture, LayerKind, reads_only_embeddings
 from chordal.models.cache import SlotCache
 from chordal.models.family import Family
 from chordal.models.kernels import speed_up
@@ -73,6 +74,11 @@ class Batch:
         return [Fed(rows, p.forward.routing) for rows, p in zip(spans, self.placed, strict=True)]
 
     @property
+    def blends(self) -> list[Placed]:
+        """The requests that feed several tokens as one."""
+        return [p for p in self.placed if p.forward.blend is not None]
+
+    @property
     def reads_hidden(self) -> bool:
         """Whether hidden states of layers are asked for."""
         return any(isinstance(p.forward.read, Hidden) for p in self.placed)
@@ -123,8 +129,14 @@ class LanguageModel:
             InputError: A request needs more slots than the cache can have.
         """
         batch = self._place(requests)
+        if batch.blends and not self._takes_embeds:
+            raise InputError(
+                f"{self.name} reads token ids beside their embeddings, so it cannot be fed several tokens as "
+                f"one. Use a decoder that feeds plain tokens."
+            )
         packed_5BT = batch.packed_5BT
-        span = max(int(packed_5BT[2].max()) + 1, int(packed_5BT[4].max()))
+        seen = [p.visible.seen.shape[1] for p in batch.placed if p.visible.seen is not None]
+        span = max(int(packed_5BT[2].max()) + 1, int(packed_5BT[4].max()), *seen)
         if span > self.cache.max_slots:
             raise InputError(f"a sequence needs {span} cache slots; {self.name} has {self.cache.max_slots}.")
         self.cache.reserve(batch.first_row + batch.num_rows, span)
@@ -133,6 +145,7 @@ class LanguageModel:
         packed_5BT[2][packed_5BT[2] < 0] = self.cache.trash
         tokens_BT, positions_BT, slots_BT, start_BT, end_BT = torch.from_numpy(packed_5BT).to(self.device)
 
+        self._move(requests)
         self.cache.aim(batch.first_row, slots_BT, span)
         # One query a row that sees the whole span needs no mask. (Several would be taken for causal.)
         is_all_seen = packed_5BT.shape[2] == 1 and (packed_5BT[4] == span).all() and not packed_5BT[3].any()
@@ -145,7 +158,7 @@ class LanguageModel:
         with self.routers.watch(fed, tokens_BT.numel()) as chosen:
             output = self._call(
                 batch,
-                input_ids=tokens_BT,
+                **self._input(batch, tokens_BT),
                 position_ids=positions_BT,
                 attention_mask=self._masks(can_attend_B1TS, positions_BT, positions_BS),
                 past_key_values=self.cache,
@@ -194,6 +207,35 @@ class LanguageModel:
         if clear:
             self.cache.clear_row(row)
 
+    def _move(self, requests: Sequence[Request]) -> None:
+        """Carry out the moves that requests ask for, all in one go."""
+        moves_3M = [
+            np.stack([np.full(len(forward.moves[0]), row), *forward.moves])
+            for row, forward in requests
+            if forward.moves is not None
+        ]
+        if moves_3M:
+            self.cache.move_slots(*torch.from_numpy(np.concatenate(moves_3M, 1)).to(self.device))
+
+    @cached_property
+    def _takes_embeds(self) -> bool:
+        return reads_only_embeddings(self.architecture.backbone, self.device)
+
+    def _input(self, batch: Batch, tokens_BT: Tensor) -> dict[str, Tensor]:
+        """Give the backbone token ids, or embeddings where some request blends tokens."""
+        if not batch.blends:
+            return {"input_ids": tokens_BT}
+        embed = self.architecture.backbone.get_input_embeddings()
+        embeds_BTD = embed(tokens_BT)
+        for p in batch.blends:
+            assert p.forward.blend is not None
+            tokens_QK, weights_QK = (torch.from_numpy(part).to(self.device) for part in p.forward.blend)
+            parts_QKD = embed(tokens_QK)
+            wide = torch.promote_types(parts_QKD.dtype, torch.float32)
+            sums_QD = (parts_QKD.to(wide) * weights_QK[..., None].to(wide)).sum(1)
+            embeds_BTD[p.row, p.queries] = sums_QD.to(embeds_BTD.dtype)
+        return {"inputs_embeds": embeds_BTD}
+
     def _call(self, batch: Batch, **given: Any) -> Any:
         """Run the backbone on the tensors of a batch."""
         return self.architecture.backbone(**given, output_hidden_states=batch.reads_hidden)
@@ -234,6 +276,8 @@ class LanguageModel:
             seen_QS = can_attend_B1TS[p.row, 0, p.queries]
             if p.visible.hidden is not None:
                 seen_QS[:, torch.from_numpy(p.visible.hidden)] = False
+            if p.visible.seen is not None:
+                seen_QS[:, : p.visible.seen.shape[1]] |= torch.from_numpy(p.visible.seen).to(self.device)
             if p.visible.own is not None:
                 own_QQ = torch.from_numpy(p.visible.own).to(self.device)
                 seen_QS[:, torch.from_numpy(p.slots).to(self.device)] |= own_QQ

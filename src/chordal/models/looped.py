@@ -120,7 +120,7 @@ class LoopedModel(Qwen3PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Any = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
@@ -129,6 +129,7 @@ class LoopedModel(Qwen3PreTrainedModel):
         states: Tensor | None = None,
         past_embeds: Tensor | None = None,
         momentum: Tensor | float = 0.0,
+        inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> LoopedOutput:
         """Run prelude, loops and coda.
@@ -143,11 +144,12 @@ class LoopedModel(Qwen3PreTrainedModel):
             states: What the positions start from, `[B, T, D]`; None for fresh ones.
             past_embeds: What an earlier pass gave as `embeds`, `[B, T, D]`.
             momentum: Share of `past_embeds` in those of this pass, `[B, T, 1]`.
+            inputs_embeds: What the tokens' embeddings would be, `[B, T, D]`, instead of `input_ids`.
             **kwargs: For the attention.
         """
-        inner = self.embed_tokens(input_ids)
+        inner = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
-            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+            position_ids = torch.arange(inner.shape[1], device=inner.device)[None]
         if attention_mask is None or attention_mask.ndim < 4:
             attention_mask = create_causal_mask(
                 config=self.config,
@@ -168,7 +170,7 @@ class LoopedModel(Qwen3PreTrainedModel):
         if past_embeds is not None:
             inner = torch.lerp(inner, past_embeds.to(inner.dtype), momentum)
         embeds = inner
-        inner = self.fresh(position_ids.expand(input_ids.shape)) if states is None else states
+        inner = self.fresh(position_ids.expand(inner.shape[:2])) if states is None else states
         inner = inner.to(embeds.dtype)
         count = config.num_loops if num_loops is None else num_loops
         for loop in range(count):

@@ -39,6 +39,10 @@ def read_logits(logits_NV: Tensor, reads: Sequence[LogitsRead]) -> list[Reading]
     columns = {"max_logit": max_N[:, None]}
     if any(isinstance(read, Sample) for read in reads):
         columns |= _sample(logits_NV, reads, spans)
+    num_candidates = max((read.candidates for read in reads if isinstance(read, Sample)), default=0)
+    if num_candidates:
+        k = min(num_candidates, logits_NV.shape[1])
+        columns["candidates"] = logits_NV.topk(k, dim=1).indices
     k = max((read.k for read in reads if isinstance(read, TopK)), default=0)
     if k:
         probs_NV = logits_NV.softmax(1)
@@ -60,6 +64,8 @@ def read_logits(logits_NV: Tensor, reads: Sequence[LogitsRead]) -> list[Reading]
         if isinstance(read, Sample):
             scores: dict[str, Any] = {name: table[name][rows, 0] for name in read.scores}
             tokens = table["tokens"][rows, 0].astype(np.int64)
+            if read.candidates:
+                scores["candidates"] = table["candidates"][rows, : read.candidates].astype(np.int64)
             readings.append(Reading(tokens=tokens, max_logit=max_logit, **scores))
         elif isinstance(read, TopK):
             tokens = table["top_tokens"][rows, : read.k].astype(np.int64)
@@ -72,7 +78,8 @@ def read_logits(logits_NV: Tensor, reads: Sequence[LogitsRead]) -> list[Reading]
 
 def _is_argmax(read: Sample) -> bool:
     law = read.law
-    return law.is_greedy and law.repetition_penalty == 1 and not read.scores and not read.banned
+    is_plain = law.is_greedy and law.repetition_penalty == 1
+    return is_plain and not (read.scores or read.banned or read.candidates)
 
 
 def _sample(logits_NV: Tensor, reads: Sequence[LogitsRead], spans: Sequence[slice]) -> dict[str, Tensor]:
@@ -101,7 +108,7 @@ def _sample(logits_NV: Tensor, reads: Sequence[LogitsRead], spans: Sequence[slic
 
     columns = {"tokens": tokens_N[:, None]}
     if wanted:
-        probs_NV = _scored(z_NV, law_NV, samples).softmax(1)
+        probs_NV = _scored(logits_NV, z_NV, law_NV, samples).softmax(1)
         if "probs" in wanted:
             columns["probs"] = probs_NV.gather(1, tokens_N[:, None])
         if "margin" in wanted:
@@ -130,14 +137,18 @@ def _penalized(logits_NV: Tensor, samples: Sequence[tuple[Sample, slice]]) -> Te
     return z_NV
 
 
-def _scored(z_NV: Tensor, law_NV: Tensor, samples: Sequence[tuple[Sample, slice]]) -> Tensor:
-    """Take each row's scores from the law or the model, without the tokens that must not score."""
-    if law_NV is z_NV and not any(read.unscored for read, _ in samples):
+def _scored(
+    logits_NV: Tensor, z_NV: Tensor, law_NV: Tensor, samples: Sequence[tuple[Sample, slice]]
+) -> Tensor:
+    """Take each row's scores from what they are to be of, without the tokens that must not score."""
+    if law_NV is z_NV is logits_NV and not any(read.unscored for read, _ in samples):
         return z_NV
     scored_NV = z_NV.clone()
     for read, rows in samples:
         if read.of == "law":
             scored_NV[rows] = law_NV[rows]
+        elif read.of == "raw":
+            scored_NV[rows] = logits_NV[rows]
         if read.unscored:
             scored_NV[rows, list(read.unscored)] = float("-inf")
     return scored_NV

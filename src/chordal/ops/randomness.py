@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Purpose = Literal["token", "order", "noise", "accept"]
+Purpose = Literal["token", "draft", "order", "noise", "accept"]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 

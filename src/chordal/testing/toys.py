@@ -61,6 +61,11 @@ class ToyModel(ABC):
         placed = []
         behind = {row: self._used[row] for row, _ in requests}
         for row, forward in requests:
+            if forward.moves is not None:
+                source, target = forward.moves
+                self._tokens[row, target] = self._tokens[row, source]
+                self._positions[row, target] = self._positions[row, source]
+        for row, forward in requests:
             slots, num = forward.slots, len(forward.tokens)
             if slots is None:
                 slots = np.arange(behind[row], behind[row] + num)
@@ -74,6 +79,8 @@ class ToyModel(ABC):
         asked: list[tuple[int, LogitsRead]] = []
         logits: list[Floats] = []
         for index, (row, forward, slots) in enumerate(placed):
+            if forward.blend is not None:
+                raise NotImplementedError(f"{self.name} is a function of tokens; it cannot blend several.")
             if isinstance(forward.read, Hidden):
                 raise NotImplementedError(f"{self.name} is a function of tokens; it has no hidden states.")
             if forward.read is not None:
@@ -111,6 +118,8 @@ class ToyModel(ABC):
             seen = np.arange(visible.start[query], visible.end[query])
             if visible.hidden is not None:
                 seen = np.setdiff1d(seen, visible.hidden)
+            if visible.seen is not None:
+                seen = np.union1d(seen, np.flatnonzero(visible.seen[query]))
             if visible.own is not None:
                 seen = np.union1d(seen, slots[visible.own[query]])
             key = seen.tobytes()

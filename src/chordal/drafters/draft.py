@@ -1,0 +1,110 @@
+"""What is proposed for verification: a tree of tokens, and how each of them was chosen."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from torch import Tensor
+
+from chordal.forward import Forward, Ints, Reading
+from chordal.ops import tree
+
+# Law owed at a node, law its children were drawn with, their tokens as offered: for each the chance that
+# it is accepted, and the law that is owed if it is not.
+Offers: TypeAlias = Callable[[Tensor, Tensor, Ints], Iterator[tuple[float, Tensor]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A tree of draft tokens behind the last committed token, its root; see `ops.tree`.
+
+    Attributes:
+        tokens: Token of each node, int `[n]`.
+        parents: Its parent, int `[n]`, -1 for a child of the root.
+        laws: Of drawn tokens: for each parent the probabilities `[V]` its children were drawn with, on the
+            device. None says that the tokens were chosen, not drawn, and then nothing needs to be
+            known of how.
+        offers: The acceptance rule that fits the way in which children of one parent were drawn.
+    """
+
+    tokens: Ints
+    parents: Ints
+    laws: Mapping[int, Tensor] | None = None
+    offers: Offers | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether no node has a sibling."""
+        return bool((self.parents == tree.chain(len(self.parents))).all())
+
+    def cut(self, depth: int) -> Draft:
+        """Leave out what is deeper than that."""
+        if len(self) <= depth:
+            return self
+        # Parents stand before children, so a node's number only falls by what is cut before it.
+        stays = tree.depths(self.parents) <= depth
+        number = np.append(np.cumsum(stays) - 1, -1)
+        laws = self.laws
+        if laws is not None:
+            laws = {int(number[node]): law_V for node, law_V in laws.items() if node < 0 or stays[node]}
+        return Draft(self.tokens[stays], number[self.parents[stays]], laws, self.offers)
+
+    @classmethod
+    def chain(cls, tokens: Ints) -> Draft:
+        """Make a draft without branches from chosen tokens."""
+        return cls(tokens, tree.chain(len(tokens)))
+
+
+NO_DRAFT = Draft.chain(np.empty(0, np.int64))
+
+# What a drafter runs if it asks a model: a part of a decoder's coroutine that ends with a draft.
+Drafting: TypeAlias = Generator[Forward, Any, Draft]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What verification brought.
+
+    Attributes:
+        root: The token that was the root.
+        draft: What was proposed.
+        kept: Nodes that were accepted, from the root's child down, int `[a]`.
+        reading: Of the root and of every node, in this order.
+    """
+
+    root: int
+    draft: Draft
+    kept: Ints
+    reading: Reading
+
+
+class Drafter(ABC):
+    """Proposes what may come next.
+
+    Attributes:
+        candidates: How many of the target's most likely tokens it wants to be shown for each row.
+    """
+
+    candidates: int = 0
+
+    @abstractmethod
+    def propose(self, text: Ints, budget: int) -> Draft | Drafting:
+        """Propose what may follow.
+
+        Args:
+            text: The committed tokens, prompt included.
+            budget: Longest path that can be of use, at least 1.
+
+        Returns:
+            A draft, which may be empty, or a coroutine that gives one if a model must be asked.
+        """
+
+    def observe(self, outcome: Outcome) -> None:  # noqa: B027  not every drafter learns
+        """Learn from what became of the draft; called once for each, also for empty ones."""
