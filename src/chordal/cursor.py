@@ -25,10 +25,11 @@ class Feed:
 
     Attributes:
         forward: The request.
-        rows: Rows to read: the last of the text and then all nodes of the draft, int `[r]`.
+        rows: Rows to read: the last of the text, then nodes of the draft, int `[r]`.
         following: The position each of them predicts, int `[r]`.
         text: The text that is fed.
         draft: The draft behind it.
+        nodes: The nodes that are fed, the last of `rows`.
     """
 
     forward: Forward
@@ -36,14 +37,15 @@ class Feed:
     following: Ints
     text: Ints
     draft: Draft
+    nodes: range
 
     @property
     def contexts(self) -> tuple[Ints, ...]:
         """The tokens that precede what each row predicts."""
-        num_text_rows = len(self.rows) - len(self.draft)
-        inside = tuple(self.text[:position] for position in self.following[:num_text_rows])
-        paths = (tree.path(self.draft.parents, node) for node in range(len(self.draft)))
-        return (*inside, *(np.concatenate([self.text, self.draft.tokens[nodes]]) for nodes in paths))
+        inside = self.following[: len(self.rows) - len(self.nodes)].tolist()
+        paths = (tree.path(self.draft.parents, node) for node in self.nodes)
+        behind = (np.concatenate([self.text, self.draft.tokens[path]]) for path in paths)
+        return (*(self.text[:position] for position in inside), *behind)
 
     def sample(self, seq: Sequence, **more: Any) -> Forward:
         """Read one token under the law of the sequence at each row; `more` as in `Sample`."""
@@ -103,7 +105,26 @@ class Cursor:
         rows = np.arange(num_rows - num_read, num_rows + len(draft))
         tokens = np.concatenate([text[start:], draft.tokens])
         forward = Forward(tokens, positions, sees, slots=slots, model=self.model, moves=moves)
-        return Feed(forward, rows, positions[rows] + 1, text, draft)
+        return Feed(forward, rows, positions[rows] + 1, text, draft, range(len(draft)))
+
+    def grow(self, draft: Draft) -> Feed:
+        """Feed the nodes that were added to the draft since it was fed, and read their rows.
+
+        Args:
+            draft: The draft, beginning with the nodes it had.
+        """
+        end, num_held, num = len(self.text), len(self.draft), len(draft)
+        rows = np.arange(num - num_held)
+        slots = end + num_held + rows
+        positions = end - 1 + tree.depths(draft.parents)[num_held:]
+        is_above = tree.ancestors(draft.parents)[num_held:]
+        seen = np.ones((len(rows), end + num_held), bool)
+        seen[:, end:] = is_above[:, :num_held]
+        nowhere = np.zeros(len(rows), np.int64)
+        sees = Visible(nowhere, nowhere, is_above[:, num_held:], seen=seen)
+        self.draft = draft
+        forward = Forward(draft.tokens[num_held:], positions, sees, slots=slots, model=self.model)
+        return Feed(forward, rows, positions + 1, self.text, draft, range(num_held, num))
 
     def _catch_up(self, text: Ints) -> tuple[int, tuple[Ints, Ints] | None]:
         """Say how many tokens of a text are cached, once the accepted nodes have been moved behind it."""

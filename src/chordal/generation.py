@@ -14,11 +14,13 @@ from chordal.decoders.decoder import Decoder
 from chordal.engine import Engine
 from chordal.errors import InputError, PromptError, UnknownNameError
 from chordal.forward import Ints
+from chordal.models.language_model import LanguageModel
 from chordal.models.load import load_model
 from chordal.models.quantization import Quantization
 from chordal.ops.sampling import Law
 from chordal.registry import make_decoder
 from chordal.sequence import Alternative, Event, FinishReason, Listener, Sequence, StopRules
+from chordal.stats import TARGET
 from chordal.text import TextStream
 
 Prompt = str | Seq[int] | Seq[Mapping[str, str]]
@@ -347,6 +349,10 @@ def load(
     model: str | os.PathLike[str],
     *,
     draft: str | os.PathLike[str] | None = None,
+    middle: str | os.PathLike[str] | None = None,
+    draft_quantization: Quantization | None = None,
+    middle_quantization: Quantization | None = None,
+    concurrent: bool = False,
     device: str | None = None,
     dtype: str | None = None,
     device_map: str | Mapping[str, Any] | None = None,
@@ -362,7 +368,11 @@ def load(
 
     Args:
         model: Bundled name, e.g. "tiny-ar", a folder, or a hub id (owner/name).
-        draft: A second model of the same vocabulary, for decoders that ask for one named "draft".
+        draft: A second model with the same tokenizer, for decoders that ask for one named "draft".
+        middle: A third one, for decoders that ask for one named "middle".
+        draft_quantization: As `quantization`, for the draft model.
+        middle_quantization: As `quantization`, for the middle model; it may be the target in fewer bits.
+        concurrent: Run the models at the same time where a decoder allows it, each in its own thread.
         device: As torch names it; None takes "cuda" if there is one, else "cpu".
         dtype: "float32", "bfloat16", "float16" or "float64"; None takes the checkpoint's own, but
             float32 for small models on a CPU.
@@ -388,17 +398,34 @@ def load(
         "local_files_only": local_files_only,
         "max_rows": max_rows,
     }
-    models = {
-        "target": load_model(
-            model, quantization=quantization, block_length=block_length, revision=revision, **both
+    target = load_model(
+        model, quantization=quantization, block_length=block_length, revision=revision, **both
+    )
+    models = {TARGET: target}
+    for name, other, bits in (("draft", draft, draft_quantization), ("middle", middle, middle_quantization)):
+        if other is not None:
+            models[name] = load_model(other, quantization=bits, **both)
+            _share_vocabulary(target, models[name])
+        elif bits is not None:
+            raise InputError(
+                f"{name}_quantization needs a {name} model; give {name}=... too, or leave it out."
+            )
+    return Model(Engine(models, concurrent=concurrent))
+
+
+def _share_vocabulary(target: LanguageModel, other: LanguageModel) -> None:
+    """Let a model speak of the target's tokens.
+
+    Raises:
+        InputError: The models have different tokenizers.
+    """
+    if target.tokenizer.get_vocab() != other.tokenizer.get_vocab():
+        raise InputError(
+            f"models that work together need one tokenizer; {target.name} and {other.name} have vocabularies "
+            f"of {target.vocab_size} and {other.vocab_size} tokens that differ. Use a smaller model of the "
+            f"target's family."
         )
-    }
-    if draft is not None:
-        models["draft"] = load_model(draft, **both)
-        sizes = models["target"].vocab_size, models["draft"].vocab_size
-        if sizes[0] != sizes[1]:
-            raise InputError(f"target and draft need one vocabulary; got {sizes[0]} and {sizes[1]} tokens.")
-    return Model(Engine(models))
+    other.share_vocabulary(target.vocab_size)
 
 
 def make_request(settings: Mapping[str, Any]) -> Request:

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from chordal.ops.sampling import Law
 from chordal.registry import make_decoder
-from chordal.testing import TableModel, chi_square, sample_joint
+from chordal.testing import TableModel, chi_square, committed_law, sample_joint, ways_to_draw
 
 
 def test_chi_square_gives_known_probabilities():
@@ -36,3 +37,35 @@ def test_the_counts_are_of_whole_continuations():
     counts = sample_joint(make_decoder("autoregressive"), model, np.array([0]), 2, 30, Law())
     assert counts.shape == (3, 3)
     assert sorted(counts.ravel().tolist()) == [0] * 8 + [30]
+
+
+def test_all_ways_to_draw_are_listed_once_in_order_with_their_probability():
+    law = torch.tensor([0.5, 0, 0.3, 0.2], dtype=torch.float64)
+    twice = {tuple(tokens.tolist()): chance for tokens, chance in ways_to_draw(law, 2, replace=True)}
+    assert len(twice) == 9
+    assert twice[0, 0] == pytest.approx(0.25)
+    assert twice[2, 0] == pytest.approx(0.15)
+    once = {tuple(tokens.tolist()): chance for tokens, chance in ways_to_draw(law, 2, replace=False)}
+    assert len(once) == 6
+    assert once[2, 0] == pytest.approx(0.3 * 0.5 / 0.7)
+    # More than there are: all of them.
+    every = list(ways_to_draw(law, 9, replace=False))
+    assert {len(tokens) for tokens, _ in every} == {3}
+    for ways in (twice.values(), once.values(), [chance for _, chance in every]):
+        assert sum(ways) == pytest.approx(1)
+
+
+def test_the_law_that_is_committed_is_what_is_accepted_and_what_is_owed_behind_the_last():
+    """Children 0 and 1, accepted with .5 and then .2; token 2 stands in if neither is."""
+
+    def rule(p_V, q_V, children):
+        yield 0.5, torch.zeros(3)
+        yield 0.2, torch.tensor([0.0, 0, 1])
+
+    p = torch.full((3,), 1 / 3, dtype=torch.float64)
+    law, accepted = committed_law(rule, p, p, [(np.array([0, 1]), 1.0)])
+    assert law.tolist() == pytest.approx([0.5, 0.1, 0.4])
+    assert accepted == pytest.approx(0.6)
+    law, accepted = committed_law(lambda *_: iter(()), p, p, [(np.array([], np.int64), 1.0)])
+    assert torch.equal(law, p)
+    assert accepted == 0

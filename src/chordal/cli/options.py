@@ -37,6 +37,19 @@ Draft = Annotated[
     str | None,
     typer.Option(metavar="NAME|DIR|ID", help="Draft model, for decoders that ask for one."),
 ]
+Middle = Annotated[
+    str | None,
+    typer.Option(metavar="NAME|DIR|ID", help="Middle model, for decoders with a hierarchy of three."),
+]
+DraftQuantization = Annotated[
+    str | None, typer.Option(metavar="BITS", help="As --quantization, for the draft model.")
+]
+MiddleQuantization = Annotated[
+    str | None, typer.Option(metavar="BITS", help="As --quantization, for the middle model.")
+]
+Concurrent = Annotated[
+    bool, typer.Option("--concurrent", help="Run several models at the same time where a decoder allows it.")
+]
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="cuda if there is one, else cpu.")]
 Dtype = Annotated[
     str | None, typer.Option(metavar="NAME", help="float32, bfloat16, float16 or float64; else the model's.")
@@ -79,6 +92,20 @@ Seed = Annotated[int, typer.Option(metavar="N", help="Same seed, same output.")]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End the text before TEXT. Repeatable.")]
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on behind the model's stop tokens.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Leave out the model's chat template.")]
+Decoder = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Decoder (chordal list); else the model's plain one.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Decoder setting. Repeatable.")
+]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help='Decoder and settings from a JSON object with "decoder" and "settings", as chordal plan --out '
+        "writes it; --decoder and --set come first.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -88,6 +115,10 @@ class Loading:
 
     model: Model = DEFAULT_MODEL
     draft: Draft = None
+    middle: Middle = None
+    draft_quantization: DraftQuantization = None
+    middle_quantization: MiddleQuantization = None
+    concurrent: Concurrent = False
     device: Device = None
     dtype: Dtype = None
     device_map: DeviceMap = None
@@ -145,6 +176,26 @@ class Sampling:
         return settings
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """Which decoder, with which settings."""
+
+    decoder: Decoder = None
+    set_: Set = None
+    config: Config = None
+
+    def choice(self) -> tuple[str | None, dict[str, Any]]:
+        """Give the decoder's name, None for the model's plain one, and its settings.
+
+        The settings of a file go with its decoder: another one given beside it takes none of them.
+        """
+        given = parse_settings(self.set_ or ())
+        if self.config is None:
+            return self.decoder, given
+        name, settings = read_config(self.config)
+        return (name, settings | given) if self.decoder in (None, name) else (self.decoder, given)
+
+
 def grouped(command: Callable[..., _Result]) -> Callable[..., _Result]:
     """Let a command take groups of options: typer sees each option, the command gets the groups."""
     hints = get_type_hints(command, include_extras=True)
@@ -172,6 +223,25 @@ def grouped(command: Callable[..., _Result]) -> Callable[..., _Result]:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def read_config(path: str) -> tuple[str, dict[str, Any]]:
+    """Read a decoder's name and its settings from a JSON file; other keys do not matter.
+
+    Raises:
+        InputError: It cannot be read, or has no decoder.
+    """
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} must be JSON: {error}.") from None
+    name = document.get("decoder") if isinstance(document, dict) else None
+    settings = document.get("settings", {}) if isinstance(document, dict) else None
+    if not isinstance(name, str) or not isinstance(settings, dict):
+        raise InputError(f'{path} must hold an object with "decoder", a name, and "settings", an object.')
+    return name, settings
 
 
 _WORDS: dict[str, Setting] = {"true": True, "false": False, "none": None, "null": None}

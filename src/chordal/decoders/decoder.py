@@ -14,8 +14,8 @@ from chordal.sequence import Sequence
 
 # What runs beside other things, asking for one forward after the other, and what it returns.
 Part: TypeAlias = Generator[Forward, Any, Any]
-# A tuple holds what may run at the same time. Sent back is a Reading for a Forward, and for a tuple a tuple of
-# readings and of what its parts return; that follows from the request, and no type checker can follow it.
+# A tuple holds what may run at the same time. Sent back is a Reading for a Forward, and for a tuple a tuple
+# of readings and of what its parts return; that follows from the request, and no type checker can see it.
 Decoding: TypeAlias = Generator[Forward | tuple[Forward | Part, ...], Any, None]
 
 
@@ -26,7 +26,7 @@ class Decoder(ABC):
         name: Lower-case name: registry key, file name, value of `--decoder`.
         family: "autoregressive" or "diffusion".
         promise: "exact" (what plain decoding gives, greedy token for token and sampled in
-            distribution) or "approximate".
+            distribution) or "approximate"; with default settings, and of an instance with its own.
         exact_when: Of an approximate decoder, the setting at which it gives what its reference gives.
         needs: Kinds of model it runs on; "looped" is a causal one with a core that is repeated.
         needs_experts: Whether that must be a mixture of experts.
@@ -39,8 +39,8 @@ class Decoder(ABC):
 
     name: ClassVar[str]
     family: ClassVar[Literal["autoregressive", "diffusion"]]
-    promise: ClassVar[Literal["exact", "approximate"]]
-    exact_when: ClassVar[str] = ""
+    promise: Literal["exact", "approximate"]
+    exact_when: str = ""
     needs: ClassVar[tuple[Need, ...]]
     needs_experts: bool = False
     needs_models: tuple[str, ...] = ()

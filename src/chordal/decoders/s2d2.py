@@ -260,11 +260,11 @@ def _accept(
         best: Ints = laws_SV.argmax(1).cpu().numpy()
         return best[: acceptance.accept_greedy(draft, best) + 1]
     target_SV, device = laws_SV.softmax(1), laws_SV.device
-    draft_S = torch.from_numpy(draft).to(device)
-    ratio_S = acceptance.acceptance_ratio(draft_S, probs_SV, target_SV, power)
+    rows_S, draft_S = torch.arange(len(draft), device=device), torch.from_numpy(draft).to(device)
+    ratio_S = acceptance.acceptance_ratio(target_SV[rows_S, draft_S], probs_SV[rows_S, draft_S], power)
     # Another draw than the draft's: its pass was another.
     uniforms_S = torch.from_numpy(seq.uniforms(span, "token", pass_number)).to(device)
-    instead_S = sampling.draw(acceptance.residual(probs_SV, target_SV).log(), uniforms_S)
+    instead_S = sampling.draw(acceptance.residual(target_SV, probs_SV).log(), uniforms_S)
     ratio, instead = torch.stack([ratio_S.double(), instead_S.double()]).cpu().numpy()
     num = acceptance.accept_by_ratio(ratio, seq.uniforms(span, "accept", pass_number))
     return np.concatenate([draft[:num], instead[num : num + 1].astype(np.int64)])

@@ -82,7 +82,7 @@ def judge(seq: Sequence, draft: Draft, probs_NV: Tensor) -> tuple[Ints, int]:
         node = nodes[-1] if nodes else -1
         owed_V, offered = probs_NV[node + 1], tree.children(draft.parents, node)
         accepted = None
-        if node in laws and draft.offers is not None:
+        if node in laws:
             offers = draft.offers(owed_V, laws[node], draft.tokens[offered])
             for number, (child, (chance, rest_V)) in enumerate(zip(offered.tolist(), offers, strict=False)):
                 if seq.uniforms(position, "accept", number)[0] < chance:

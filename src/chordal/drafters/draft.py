@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,10 +12,7 @@ from torch import Tensor
 
 from chordal.forward import Forward, Ints, Reading
 from chordal.ops import tree
-
-# Law owed at a node, law its children were drawn with, their tokens as offered: for each the chance that
-# it is accepted, and the law that is owed if it is not.
-Offers: TypeAlias = Callable[[Tensor, Tensor, Ints], Iterator[tuple[float, Tensor]]]
+from chordal.ops.acceptance import Offers, without_replacement
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +31,7 @@ class Draft:
     tokens: Ints
     parents: Ints
     laws: Mapping[int, Tensor] | None = None
-    offers: Offers | None = None
+    offers: Offers = without_replacement
 
     def __len__(self) -> int:
         return len(self.tokens)

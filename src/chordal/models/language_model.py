@@ -196,6 +196,14 @@ class LanguageModel:
             given += self.run([(0, Forward(tokens[positions], positions, sees, read, slots=slots))])
         return torch.cat([reading.logits for reading in given])
 
+    def share_vocabulary(self, size: int) -> None:
+        """Have logits for so many tokens, as the model that this one works for.
+
+        Models of one tokenizer may differ in how far their tables are filled up behind its last token:
+        what is missing gets no probability, what is too much is left out.
+        """
+        self.vocab_size = size
+
     def move_row(self, source: int, target: int) -> None:
         """Give the cache rows of one sequence another place."""
         self.cache.move_row(source, target)
@@ -328,6 +336,8 @@ class LanguageModel:
             row_N, query_N = torch.from_numpy(np.concatenate(at_2N, 1)).to(states_BTD.device)
             logits_NV = self.architecture.logits(states_BTD[row_N, query_N])
             logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+            if (extra := self.vocab_size - logits_NV.shape[1]) != 0:
+                logits_NV = torch.nn.functional.pad(logits_NV, (0, extra), value=float("-inf"))
             if self.family.mask_id is not None:
                 logits_NV[:, self.family.mask_id] = float("-inf")
             for (index, _), reading in zip(reads, read_logits(logits_NV, [r for _, r in reads]), strict=True):

@@ -62,14 +62,14 @@ def follow(tokens: Ints, parents: Ints, wanted: Ints) -> Ints:
         parents: Its parent.
         wanted: The token wanted at depth 1, 2, ...
     """
-    nodes: list[int] = []
+    node, alive = -1, np.array([-1])
     for token in wanted.tolist():
-        offered = children(parents, nodes[-1] if nodes else -1)
-        equal = offered[tokens[offered] == token]
-        if not len(equal):
+        # Siblings drawn with replacement may be equal, and only one of them lead on.
+        alive = np.flatnonzero(np.isin(parents, alive) & (tokens == token))
+        if not len(alive):
             break
-        nodes.append(int(equal[0]))
-    return np.array(nodes, np.int64)
+        node = int(alive[0])
+    return path(parents, node)
 
 
 def follow_drawn(tokens: Ints, parents: Ints, drawn: Ints) -> Ints:

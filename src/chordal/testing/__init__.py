@@ -3,7 +3,7 @@
 - `conformance("my_decoder", {"num_draft": 3})` runs every check on a decoder.
 - `tiny_model` is a seeded transformers model of two layers, with the real attention and cache.
 - `ToyModel`, `TableModel`, `IdealModel` are functions written down, whose right answers are known.
-- `chi_square` says how likely counts are under an exact law.
+- `chi_square` says how likely counts are under an exact law; `committed_law` is that of an acceptance rule.
 """
 
 from chordal.testing.conformance import CHECKS as CHECKS
@@ -14,7 +14,9 @@ from chordal.testing.ideal import IdealModel as IdealModel
 from chordal.testing.ideal import Simulation as Simulation
 from chordal.testing.ideal import simulate as simulate
 from chordal.testing.laws import chi_square as chi_square
+from chordal.testing.laws import committed_law as committed_law
 from chordal.testing.laws import sample_joint as sample_joint
+from chordal.testing.laws import ways_to_draw as ways_to_draw
 from chordal.testing.tiny import TINY_EOS as TINY_EOS
 from chordal.testing.tiny import TINY_EXPERTS as TINY_EXPERTS
 from chordal.testing.tiny import TINY_LOOPS as TINY_LOOPS

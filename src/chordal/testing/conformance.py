@@ -85,9 +85,14 @@ class Subject:
             return False
         return True
 
+    def laws(self, *laws: Law) -> list[Law]:
+        """Keep of some laws those the decoder takes: a search takes greedy ones only."""
+        return [law for law in laws if law.is_greedy or self.decoder.samples]
+
     def engine(self, target: Runner | None = None) -> Engine:
-        """Make an engine with a target and a draft model."""
-        return Engine({TARGET: target or self.model, "draft": _model("causal", 1, seed=1)})
+        """Make an engine with a target, a draft and a middle model."""
+        others = {"draft": _model("causal", 1, seed=1), "middle": _model("causal", 1, seed=2)}
+        return Engine({TARGET: target or self.model, **others})
 
     def sequence(
         self,
@@ -153,7 +158,7 @@ def conformance(decoder: str, settings: Mapping[str, Any] | None = None) -> None
 
 def prompt_is_untouched_and_the_limit_is_kept(subject: Subject) -> None:
     """Without a stop the result has exactly the length asked for, and holds no mask token."""
-    for law in _LAWS[::3]:
+    for law in subject.laws(*_LAWS[::3]):
         seqs = [
             subject.sequence(random_prompt(num_prompt), law=law, max_new_tokens=length)
             for num_prompt, length in ((1, 1), (3, 2), (4, 5), (6, 16))
@@ -167,35 +172,52 @@ def prompt_is_untouched_and_the_limit_is_kept(subject: Subject) -> None:
 
 
 def a_stop_token_ends_the_text_wherever_it_falls(subject: Subject) -> None:
-    """A stop token inside a committed span cuts what is behind it, and that is not counted."""
+    """A stop token inside a committed span cuts what is behind it, and that is not counted.
+
+    Who chooses among texts may then prefer another one; that, too, ends where it must.
+    """
     prompt = random_prompt(5)
-    for law in _LAWS[:2]:
+    for law in subject.laws(*_LAWS[:2]):
         [whole] = subject.decode(subject.sequence(prompt, law=law))
         firsts = [list(whole.output).index(token) for token in dict.fromkeys(whole.output.tolist())]
         ended = subject.decode(
             *(subject.sequence(prompt, law=law, eos_ids=(int(whole.output[at]),)) for at in firsts)
         )
         for at, seq in zip(firsts, ended, strict=True):
-            _same(seq.output, whole.output[: at + 1], f"the result that stops after {at + 1} tokens")
-            _same((seq.finish_reason, seq.stop_reason), ("stop", whole.output[at]), "finish and stop reason")
-            _same(seq.stats.committed_tokens, at + 1, "committed_tokens")
-            _same(seq.text, Alphabet().decode(whole.output[:at]), "the text")
+            token = int(whole.output[at])
+            if subject.decoder.samples and not subject.decoder.chooses:
+                _same(seq.output, whole.output[: at + 1], f"the result that stops after {at + 1} tokens")
+            stopped = token in seq.output
+            num = list(seq.output).index(token) + 1 if stopped else LENGTH
+            why = ("stop", token) if stopped else ("length", None)
+            _same(len(seq.output), num, "the number of tokens")
+            _same((seq.finish_reason, seq.stop_reason), why, "finish and stop reason")
+            _same(seq.stats.committed_tokens, num, "committed_tokens")
+            _same(seq.text, Alphabet().decode(seq.output[: num - stopped]), "the text")
             assert seq.stats.accepted_tokens <= at + 1, (
                 f"{seq.stats.accepted_tokens} draft tokens count as kept in a result of {at + 1} tokens"
             )
 
 
 def a_stop_string_ends_the_text_wherever_it_falls(subject: Subject) -> None:
-    """The text is cut before the first stop string, the tokens behind the one that completes it."""
+    """The text is cut before the first stop string, the tokens behind the one that completes it.
+
+    A search may then prefer another text; that one, too, ends where it must.
+    """
     prompt = random_prompt(5)
     [whole] = subject.decode(subject.sequence(prompt))
     strings = list(dict.fromkeys(whole.text[at : at + 2] for at in range(len(whole.text) - 1)))
     ended = subject.decode(*(subject.sequence(prompt, stop_strings=("!", string)) for string in strings))
     for string, seq in zip(strings, ended, strict=True):
-        num = next(n for n in range(len(whole.output) + 1) if string in Alphabet().decode(whole.output[:n]))
-        _same(seq.output, whole.output[:num], f"the result that stops at {string!r}")
-        _same(seq.text, whole.text[: whole.text.index(string)], "the text")
-        _same((seq.finish_reason, seq.stop_reason), ("stop", string), "finish and stop reason")
+        # What a search prefers may hold neither string.
+        output = whole.output if subject.decoder.samples else seq.output
+        texts = [Alphabet().decode(output[:num]) for num in range(len(output) + 1)]
+        num = next((num for num, text in enumerate(texts) if string in text), LENGTH)
+        stopped = string in texts[-1]
+        why = ("stop", string) if stopped else ("length", None)
+        _same(seq.output, output[:num], f"the result that stops at {string!r}")
+        _same(seq.text, texts[-1].partition(string)[0], "the text")
+        _same((seq.finish_reason, seq.stop_reason), why, "finish and stop reason")
         _same(seq.stats.committed_tokens, num, "committed_tokens")
 
 
@@ -218,8 +240,11 @@ def stop_tokens_can_be_ignored(subject: Subject) -> None:
 
 
 def the_seed_decides_the_output(subject: Subject) -> None:
-    """Same seed, same output; another seed, another output."""
+    """Same seed, same output; another seed, another output. A search refuses what would need a seed."""
     prompt = random_prompt(5)
+    if not subject.decoder.samples:
+        _refuses(InputError, lambda: subject.decode(subject.sequence(prompt, law=_SAMPLED)))
+        return
     seqs = subject.decode(*(subject.sequence(prompt, law=_SAMPLED, seed=seed) for seed in (7, 7, 8, 9, 10)))
     first, again, *others = (seq.output.tolist() for seq in seqs)
     _same(again, first, "the output under the same seed")
@@ -237,7 +262,7 @@ def alone_equals_in_a_batch(subject: Subject) -> None:
         return [
             subject.sequence(
                 random_prompt(1 + 5 * at % 9, seed=at),
-                law=_LAWS[at // 2 % 4],
+                law=_LAWS[at // 2 % 4] if decoders[at].samples else Law(),
                 seed=at,
                 max_new_tokens=5 + 3 * at % 8,
             )
@@ -266,7 +291,7 @@ def alone_equals_in_a_batch(subject: Subject) -> None:
 
 def the_steps_add_up_to_the_result(subject: Subject) -> None:
     """The commits together are the output, each position once and with the forward it came from."""
-    for law in _LAWS[::3]:
+    for law in subject.laws(*_LAWS[::3]):
         events: list[Event] = []
         [seq] = subject.decode(subject.sequence(random_prompt(6), law=law, listeners=(_keep(events),)))
         commits = [event for event in events if event.kind == "commit"]
@@ -279,9 +304,9 @@ def the_steps_add_up_to_the_result(subject: Subject) -> None:
         _same(positions[inside][order], np.arange(seq.num_prompt, seq.limit), "the committed positions")
         forwards = [event.forward for event in commits]
         _same(forwards, sorted(forwards), "the order of the commits")
-        assert 1 <= forwards[0] <= forwards[-1] <= seq.stats.forwards[TARGET], (
-            f"commits of forwards {forwards}"
-        )
+        # Before the target first runs, only another model can have written something.
+        first, last = int(not subject.decoder.needs_models), seq.stats.forwards.get(TARGET, 0)
+        assert first <= forwards[0] <= forwards[-1] <= last, f"commits of forwards {forwards}"
         for event in commits:
             _same(set(seq.committed_at[event.positions]) - {event.forward}, set(), "committed_at")
 
@@ -297,9 +322,9 @@ def the_counters_equal_what_the_model_saw(subject: Subject) -> None:
         if all(ask.read is None and ask.positions.max() < seq.num_prompt for _, ask in call)
     ]
     _same(seq.stats.prefills, len(prefills), "prefills")
-    _same(seq.stats.forwards[TARGET], len(counting.calls) - len(prefills), "forwards")
+    _same(seq.stats.forwards.get(TARGET, 0), len(counting.calls) - len(prefills), "forwards")
     _same(seq.stats.rows, sum(map(len, counting.calls)) - sum(map(len, prefills)), "rows")
-    _same(seq.stats.positions_fed[TARGET], _fed(counting), "positions_fed")
+    _same(seq.stats.positions_fed.get(TARGET, 0), _fed(counting), "positions_fed")
     _same(engine.passes[TARGET], len(counting.calls), "the engine's passes")
 
     counting.calls.clear()
@@ -307,18 +332,20 @@ def the_counters_equal_what_the_model_saw(subject: Subject) -> None:
         *(subject.sequence(random_prompt(9, seed), max_new_tokens=4 + seed) for seed in range(5)),
         engine=subject.engine(counting),
     )
-    _same(sum(seq.stats.positions_fed[TARGET] for seq in seqs), _fed(counting), "positions_fed of a batch")
+    fed = sum(seq.stats.positions_fed.get(TARGET, 0) for seq in seqs)
+    _same(fed, _fed(counting), "positions_fed of a batch")
 
 
 def closing_early_frees_the_rows(subject: Subject) -> None:
     """A stream that is closed and a sequence that is cancelled leave nothing behind."""
-    [want] = subject.decode(subject.sequence(random_prompt(5), law=_SAMPLED, seed=3))
+    law = subject.laws(Law(), _SAMPLED)[-1]
+    [want] = subject.decode(subject.sequence(random_prompt(5), law=law, seed=3))
     [other] = subject.decode(subject.sequence(random_prompt(7)))
     model = Model(subject.engine())
     settings: dict[str, Any] = {
         "decoder": subject.decoder,
         "max_new_tokens": LENGTH,
-        "temperature": 1.0,
+        "temperature": law.temperature,
         "seed": 3,
         "ignore_eos": True,
     }
@@ -348,7 +375,7 @@ def closing_early_frees_the_rows(subject: Subject) -> None:
 def an_error_ends_its_own_sequence_only(subject: Subject) -> None:
     """A decoder that raises, and a prompt that gives NaN, end themselves; the row's next user is right."""
     poison = np.array([1, TINY_POISON, 2, 3, 4, 5])
-    for law in _LAWS[:2]:
+    for law in subject.laws(*_LAWS[:2]):
         prompts = [random_prompt(length) for length in (4, 6, 8)]
         want = subject.decode(*(subject.sequence(prompt, law=law) for prompt in prompts))
         first, last, after = (subject.sequence(prompt, law=law) for prompt in prompts)
@@ -395,7 +422,9 @@ def an_exact_decoder_gives_what_plain_decoding_gives(subject: Subject) -> None:
     table, prompt = TableModel(), np.array([0, 1, 0, 1, 0])
     # No loop changes a table.
     table.family = dataclasses.replace(table.family, num_loops=subject.model.family.num_loops)
-    counts = sample_joint(subject.decoder, table, prompt, length=2, runs=1000, law=_SAMPLED)
+    others = {name: TableModel(seed=at) for at, name in enumerate(subject.decoder.needs_models, 1)}
+    models = {TARGET: table, **others}
+    counts = sample_joint(subject.decoder, models, prompt, length=2, runs=1000, law=_SAMPLED)
     chance = chi_square(counts, table.joint(prompt, 2))
     assert chance > 1e-6, f"sampled output this far from the model's law has probability {chance:.1e}"
 
