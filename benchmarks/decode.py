@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import platform
 import statistics
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 import transformers
+from common import conditions, generate, interleave
 
 import chordal
 from chordal.bench.tasks import TASKS, Instance
@@ -31,18 +31,11 @@ Run = Callable[[], Any]
 
 
 def paired(first: Run, second: Run, repeats: int) -> tuple[float, float, float]:
-    """Alternate two runs and give the median seconds of each and the median of first / second."""
+    """Give the median seconds of two runs in turns, and the median of first / second."""
     first(), second()
-    times: list[tuple[float, float]] = []
-    for _ in range(repeats):
-        pair = []
-        for run in (first, second):
-            started = time.perf_counter()
-            run()
-            pair.append(time.perf_counter() - started)
-        times.append((pair[0], pair[1]))
-    ratio = statistics.median(a / b for a, b in times)
-    return statistics.median(a for a, _ in times), statistics.median(b for _, b in times), ratio
+    ours, theirs = interleave([first, second], repeats)
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    return statistics.median(ours), statistics.median(theirs), ratio
 
 
 def instances(tasks: list[str], count: int) -> list[Instance]:
@@ -68,15 +61,9 @@ def against_transformers(model: chordal.Model, batch: int, repeats: int) -> dict
         zoo_dir() / model.name, dtype=torch.float32
     ).eval()
     prompts = [model.encode(x.prompt).tolist() for x in instances(["rename", "insert_line"], batch)][:batch]
-    width = max(map(len, prompts))
-    tokens = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
 
     def theirs() -> list[list[int]]:
-        out = reference.generate(
-            input_ids=tokens, attention_mask=mask, do_sample=False, max_new_tokens=64, eos_token_id=None
-        )
-        return out[:, width:].tolist()
+        return generate(reference, prompts, (), max_new_tokens=64)
 
     def ours() -> list[list[int]]:
         return [r.tokens for r in model.generate(prompts, max_new_tokens=64, ignore_eos=True)]
@@ -144,24 +131,6 @@ def outside_model(
     }
 
 
-def conditions() -> dict[str, Any]:
-    """What the numbers depend on."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
-    return {
-        "cpu": cpu,
-        "threads": torch.get_num_threads(),
-        "dtype": "float32",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "chordal": chordal.__version__,
-    }
-
-
 def main() -> None:
     """Run everything and print one line a measurement."""
     parser = argparse.ArgumentParser(
@@ -209,9 +178,10 @@ def main() -> None:
         against_plain(block, ["rename", "insert_line"], 10, 64, few, "block_diffusion", {"threshold": 0.9})
     )
 
-    print(json.dumps(conditions()), file=sys.stderr)
+    setup = {**conditions(), "dtype": "float32"}
+    print(json.dumps(setup), file=sys.stderr)
     if args.json:
-        args.json.write_text(json.dumps({"conditions": conditions(), "rows": rows}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"conditions": setup, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

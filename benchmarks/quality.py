@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import markdown
 
 import chordal
 from chordal.bench.tasks import CANVAS, TASKS
@@ -306,12 +307,6 @@ def set_active(model: chordal.Model, num_active: int) -> None:
     for module in model.engine.target.model.modules():
         if type(module).__name__.endswith("TopKRouter"):
             module.top_k = num_active
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """Format a table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from chordal.bench import demo
 from chordal.bench.compare import Contender
 from chordal.cli.compare import _parse_decoders
 from chordal.errors import InputError
+from chordal.registry import decoder_class, decoder_names
 
 QUICK = ["--num-prompts", 2, "--repeats", 1, "--max-new-tokens", 4]
 
@@ -57,12 +58,25 @@ def test_several_tasks_show_an_accuracy_each(run):
     assert len([name for header in headers for name in header]) == 11
 
 
+@pytest.mark.parametrize("draft", [[], ["--draft", "tiny-ar"]])
+def test_all_decoders_that_have_their_models_are_compared(run, draft):
+    result = run("compare", "--tasks", "copy", "--num-prompts", 1, "--repeats", 1, *draft, "--json")
+    assert result.code == 0, result.err
+    report = result.json
+    classes = {name: decoder_class(name) for name in decoder_names()}
+    models = {"draft"} if draft else set()
+    assert [row["decoder"] for row in report["rows"]] == [
+        name
+        for name, cls in classes.items()
+        if cls.family == "autoregressive" and cls.needs == ("causal",) and set(cls.needs_models) <= models
+    ]
+
+
 def test_json_says_what_the_numbers_depend_on(run):
     report = run("compare", "--tasks", "copy,latin", "--batch-size", 2, *QUICK, "--json").json
     assert report["prompts"] == {"copy": 2, "latin": 2}
     assert (report["model"], report["batch_size"], report["repeats"]) == ("tiny-ar", 2, 1)
     assert {"device", "dtype", "threads", "machine", "versions"} <= report.keys()
-    assert [row["decoder"] for row in report["rows"]] == ["autoregressive", "prompt_lookup"]
     assert {"promise", "accuracy", "tokens_per_forward", "forwards", "tokens_per_s", "ratio"} <= report[
         "rows"
     ][0].keys()

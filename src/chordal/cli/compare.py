@@ -12,8 +12,8 @@ import typer
 from chordal import strict_json
 from chordal.cli import options
 from chordal.cli.console import make_console, progress
-from chordal.cli.prompts import open_prompts, read_prompts
-from chordal.errors import CheckpointError, InputError, PromptError
+from chordal.cli.prompts import read_all_prompts
+from chordal.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,6 +43,7 @@ def compare(
             "The model's plain decoder is always there; else all that fit.",
         ),
     ] = None,
+    config: options.Config = None,
     tasks: Annotated[
         str | None,
         typer.Option(
@@ -72,8 +73,8 @@ def compare(
         return
     if data is not None and tasks is not None:
         raise InputError("--data and --tasks both say what to decode; give one.")
-    lineup = _parse_decoders(decoders) if decoders is not None else None
-    prompts = _read_data(data) if data is not None else None
+    lineup = _lineup(decoders, config)
+    prompts = read_all_prompts(data) if data is not None else None
     from chordal.bench.compare import Workload, task_workloads
 
     settings = sampling.settings()
@@ -144,6 +145,15 @@ def _measure(
     }
 
 
+def _lineup(decoders: str | None, config: str | None) -> list[Contender] | None:
+    """Give the decoders that were asked for, None if all that fit are wanted."""
+    from chordal.bench.compare import Contender
+
+    lineup = [Contender(*options.read_config(config))] if config is not None else []
+    lineup += _parse_decoders(decoders) if decoders is not None else []
+    return lineup or None
+
+
 def _parse_decoders(text: str) -> list[Contender]:
     """Read "a,b:x=1,y=2": an item with an equals sign but no colon is one more setting of the last."""
     from chordal.bench.compare import Contender
@@ -164,19 +174,12 @@ def _all_that_fit(model: Model) -> list[Contender]:
     from chordal.bench.compare import Contender
     from chordal.registry import decoder_class, decoder_names
 
-    return [Contender(name) for name in decoder_names() if decoder_class(name).fits(model.family)]
-
-
-def _read_data(path: str) -> list[Any]:
-    with open_prompts(path) as file:
-        prompts = []
-        for line in read_prompts(file):
-            if line.error is not None:
-                raise PromptError(f"{path}, line {line.number}: {line.error}")
-            prompts.append(line.prompt)
-    if not prompts:
-        raise PromptError(f"{path} holds no prompts.")
-    return prompts
+    classes = {name: decoder_class(name) for name in decoder_names()}
+    return [
+        Contender(name)
+        for name, cls in classes.items()
+        if cls.fits(model.family) and model.engine.models.keys() >= set(cls.needs_models)
+    ]
 
 
 def _print_report(report: dict[str, Any]) -> None:

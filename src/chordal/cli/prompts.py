@@ -60,6 +60,24 @@ def read_prompts(file: BinaryIO) -> Iterator[PromptLine]:
                 yield PromptLine(number, prompt, extra)
 
 
+def read_all_prompts(path: str) -> list[Any]:
+    """Read every prompt of a file, "-" for standard input.
+
+    Raises:
+        InputError: The file cannot be read.
+        PromptError: A line holds no prompt, or none does.
+    """
+    prompts = []
+    with open_prompts(path) as file:
+        for line in read_prompts(file):
+            if line.error is not None:
+                raise PromptError(f"{path}, line {line.number}: {line.error}")
+            prompts.append(line.prompt)
+    if not prompts:
+        raise PromptError(f"{path} holds no prompts.")
+    return prompts
+
+
 def count_prompts(file: BinaryIO) -> int | None:
     """Count the lines that are not blank and go back to the start; None where one cannot go back."""
     if not file.seekable():

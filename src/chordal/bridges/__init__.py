@@ -1,0 +1,1 @@
+"""Chordal's parts inside other libraries."""
