@@ -55,6 +55,25 @@ def test_drafts_say_how_many_tokens_were_kept(record):
     assert sum(draft["num_accepted"] for draft in drafts) == result.stats["accepted_tokens"]
 
 
+def test_a_draft_tree_says_where_each_token_hangs(tmp_path, make_model, tokenizer):
+    from chordal.engine import Engine
+    from chordal.generation import Model
+
+    pair = {
+        "target": make_model("llama", tokenizer=tokenizer),
+        "draft": make_model("qwen3", tokenizer=tokenizer),
+    }
+    model, path = Model(Engine(pair)), tmp_path / "tree.jsonl"
+    settings = {"decoder": "rsd", "max_new_tokens": 6}
+    with path.open("w") as file:
+        writer = TraceWriter(file, model, [5, 6, 7], Request(**settings))
+        for _ in model.stream([5, 6, 7], listeners=[writer], **settings):
+            pass
+    drafts = [event for event in read_trace(path).events if event["type"] == "draft"]
+    assert drafts[0]["parents"][:4] == [-1] * 4
+    assert all(len(draft["parents"]) == len(draft["tokens"]) for draft in drafts)
+
+
 def test_each_token_has_its_text(record):
     path, result = record(max_new_tokens=8, ignore_eos=True)
     texts = [text for event in read_trace(path).events for text in event["texts"]]

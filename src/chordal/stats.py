@@ -14,7 +14,7 @@ class Stats:
     """What one request used and what it got.
 
     Attributes:
-        forwards: Sequential forward passes of each model; prefill of the target is not among them.
+        forwards: Sequential forward passes of each model; prefill is not among them.
         prefills: Forward passes of the target that fed nothing but prompt and read nothing.
         rows: Requests fed to the target, more than `forwards` where several ran at once.
         loops: Core loops of a looped target in those `forwards`, one after the other; 0 for other models.

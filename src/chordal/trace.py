@@ -1,7 +1,7 @@
 """Traces: what happened to one request, event by event, as a file of JSON lines.
 
     {"type": "header", "version", "model", "decoder", "config", "prompt", "prompt_tokens"}
-    {"type": "draft", "forward", "positions", "tokens", "texts", "num_accepted"}
+    {"type": "draft", "forward", "positions", "tokens", "texts", "num_accepted", "parents" of a tree}
     {"type": "commit", "forward", "positions", "tokens", "texts"}
     {"type": "end", "finish_reason", "text", "stats"}
 
@@ -53,14 +53,16 @@ class TraceWriter:
     def __call__(self, seq: Sequence, event: Event) -> None:
         """Write an event."""
         tokens = event.tokens.tolist()
-        accepted = {"num_accepted": event.num_accepted} if event.kind == "draft" else {}
+        more: dict[str, Any] = {"num_accepted": event.num_accepted} if event.kind == "draft" else {}
+        if event.parents is not None:
+            more["parents"] = event.parents.tolist()
         self._write(
             type=event.kind,
             forward=event.forward,
             positions=event.positions.tolist(),
             tokens=tokens,
             texts=token_texts(self._tokenizer, tokens),
-            **accepted,
+            **more,
         )
 
     def end(self, result: Generation) -> None:

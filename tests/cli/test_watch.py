@@ -50,6 +50,14 @@ def test_drafts_are_shown_with_what_was_kept_of_them(run, terminal):
     assert "drafts kept" in shown
 
 
+def test_of_a_draft_tree_the_kept_tokens_are_shown(run, terminal):
+    watch = ["--max-new-tokens", 12, "--ignore-eos", "--watch", "--watch-delay", 0]
+    shown = ANSI.sub(
+        "", run("generate", "copy: Ana Ben", "--decoder", "rsd", "--draft", "tiny-ar", *watch).out
+    )
+    assert re.search(r"draft tree of \d+, kept: \S", shown)
+
+
 def test_canvas_taller_than_the_terminal_is_cut_not_scrolled(run, terminal, monkeypatch):
     monkeypatch.setenv("LINES", "6")
     monkeypatch.setenv("COLUMNS", "20")

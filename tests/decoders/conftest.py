@@ -52,7 +52,7 @@ def cacheless(plain):
 
 @pytest.fixture(scope="session")
 def decode():
-    """Decodes prompts together through a new engine and gives their sequences."""
+    """Decodes prompts together through a new engine, of one model or several, and gives their sequences."""
 
     def decode(
         model,
@@ -71,7 +71,7 @@ def decode():
         seqs = [
             Sequence(
                 prompt=np.asarray(prompt),
-                family=model.family,
+                family=engine.target.family,
                 stop=StopRules(max_new_tokens=max_new_tokens, eos_ids=eos_ids),
                 law=law,
                 seed=seeds[index] if seeds is not None else 0,

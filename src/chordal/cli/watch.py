@@ -86,7 +86,7 @@ class CanvasView:
         counters = {**seq.stats.to_dict(), "committed_tokens": len(self._texts)}
         below = [Text(_status(counters), "dim")]
         if self._draft is not None:
-            below.append(self._draft_line(self._draft))
+            below.append(self._draft_line(seq, self._draft))
         for line in below:
             line.truncate(self._console.width, overflow="ellipsis")
         return Text("\n").join([*lines[-rows:], *below])
@@ -103,10 +103,17 @@ class CanvasView:
             canvas.append(text.removeprefix(" ") if position == seq.num_prompt else text, style)
         return canvas
 
-    def _draft_line(self, draft: Event) -> Text:
-        """Write a draft: what was kept plainly, what was rejected struck out."""
+    def _draft_line(self, seq: Sequence, draft: Event) -> Text:
+        """Write a draft: what was kept plainly, what was rejected struck out and left out of a tree."""
         from rich.text import Text
 
+        if draft.parents is not None:
+            start = int(draft.positions[0])
+            kept = seq.tokens[start : start + draft.num_accepted].tolist()
+            label = f"draft tree of {len(draft.tokens)}, kept: "
+            return Text.assemble(
+                (label, "dim"), "".join(map(_visible, token_texts(self._tokenizer, kept))) or "-"
+            )
         texts = [_visible(text) for text in token_texts(self._tokenizer, draft.tokens.tolist())]
         kept, rejected = "".join(texts[: draft.num_accepted]), "".join(texts[draft.num_accepted :])
         return Text.assemble(("draft ", "dim"), kept, (rejected, "dim strike"))
@@ -133,7 +140,11 @@ def _visible(text: str) -> str:
 
 def _status(stats: dict[str, Any]) -> str:
     tokens, forwards = stats["committed_tokens"], stats["forwards"]
-    parts = [f"forward {forwards}", f"{tokens} tokens", f"{tokens / max(1, forwards):.2f} tokens/forward"]
+    parts = [
+        f"forward {forwards}",
+        f"{tokens} tokens",
+        f"{tokens / forwards if forwards else 0:.2f} tokens/forward",
+    ]
     if stats["draft_tokens"]:
         parts.append(f"{stats['accepted_tokens']} of {stats['draft_tokens']} drafts kept")
     return " | ".join(parts)

@@ -45,8 +45,8 @@ class RSDConfig:
     """Settings of `rsd`."""
 
     tree: Literal["beam", "constant"] = "beam"
-    """How it grows: a beam keeps the best `beam_width` nodes of each level (RSD-S); constant gives each node of
-    a level as many children as `widths` says (RSD-C)."""
+    """How it grows: a beam keeps the best `beam_width` nodes of each level (RSD-S); constant gives each node
+    of a level as many children as `widths` says (RSD-C)."""
     beam_width: int = 4
     """Nodes of a level of a beam, at least 1."""
     depth: int = 4

@@ -25,7 +25,7 @@ from chordal.ops import sampling, tree
 from chordal.sequence import Sequence
 
 
-def speculate(seq: Sequence, drafter: Drafter, *, num_draft: int) -> Decoding:
+def speculate(seq: Sequence, drafter: Drafter, *, num_draft: int, target: Cursor | None = None) -> Decoding:
     """Decode one sequence with a drafter.
 
     Between steps the cache holds every committed token but the last, the root, which is fed next
@@ -35,8 +35,9 @@ def speculate(seq: Sequence, drafter: Drafter, *, num_draft: int) -> Decoding:
         seq: The sequence.
         drafter: Its drafter.
         num_draft: Longest path of one draft; 0 is plain decoding.
+        target: What the target has cached of the sequence, if it was asked before.
     """
-    target = Cursor()
+    target = target or Cursor()
     while not seq.done:
         # Draft. The last token of the result never needs a draft behind it.
         budget = min(num_draft, seq.limit - seq.frontier - 1)
@@ -64,7 +65,7 @@ def speculate(seq: Sequence, drafter: Drafter, *, num_draft: int) -> Decoding:
         drafter.observe(Outcome(root, draft, kept, reading))
 
 
-def judge(seq: Sequence, draft: Draft, probs_NV: Tensor) -> tuple[Ints, int]:
+def judge(seq: Sequence, draft: Draft, probs_NV: Tensor) -> tuple[Ints, int | None]:
     """Walk down a draft whose tokens were drawn: which nodes are accepted, and the token behind them.
 
     Each position is judged once in the life of a sequence and uses numbers of its own, so positions
@@ -73,13 +74,19 @@ def judge(seq: Sequence, draft: Draft, probs_NV: Tensor) -> tuple[Ints, int]:
     Args:
         seq: The sequence; its frontier is where the draft begins.
         draft: The draft.
-        probs_NV: The target's law at the root and behind each node.
+        probs_NV: The target's law at the root and behind each node, in float64. Leaves may be left out, and
+            then nothing is drawn behind them.
+
+    Returns:
+        The accepted nodes from the root's child down, and the token, or None.
     """
     laws = draft.laws or {}
     nodes: list[int] = []
     while True:
         position = np.array([seq.frontier + len(nodes)])
         node = nodes[-1] if nodes else -1
+        if node + 1 >= len(probs_NV):
+            return np.array(nodes, np.int64), None
         owed_V, offered = probs_NV[node + 1], tree.children(draft.parents, node)
         accepted = None
         if node in laws:

@@ -12,7 +12,7 @@ def gumbel_noise(uniforms: Tensor) -> Tensor:
     Added to log-probabilities, the k largest sums are k draws without replacement, in the order they would
     be drawn one by one (Gumbel-top-k, arXiv 1903.06059).
     """
-    return -torch.log(-torch.log(uniforms.double() + 2.0**-54))
+    return -torch.log(-torch.log(uniforms.double().clamp(min=2.0**-54)))
 
 
 def condition_on_maximum(perturbed_NV: Tensor, maximum_N: Tensor) -> Tensor:

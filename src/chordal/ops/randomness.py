@@ -38,7 +38,7 @@ def uniforms(seed: int, purpose: Purpose, positions: npt.ArrayLike, draw: int = 
 
 def gumbel(seed: int, positions: npt.ArrayLike, draw: int = 0) -> npt.NDArray[np.float64]:
     """Give one standard Gumbel variable for each position, for the order of commits."""
-    return -np.log(-np.log(uniforms(seed, "order", positions, draw) + 2.0**-54))
+    return -np.log(-np.log(np.maximum(uniforms(seed, "order", positions, draw), 2.0**-54)))
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
