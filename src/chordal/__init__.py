@@ -24,11 +24,13 @@ _PUBLIC = {
     "Reading": "chordal.forward",
     "Request": "chordal.generation",
     "Sequence": "chordal.sequence",
+    "Verification": "chordal.verification.verify",
     "bundled_models": "chordal.models.checkpoint",
     "convert": "chordal.models.convert",
     "describe": "chordal.models.describe",
     "list_decoders": "chordal.registry",
     "load": "chordal.generation",
+    "verify": "chordal.verification.verify",
 }
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from chordal.ops.sampling import Law as Law
     from chordal.registry import list_decoders as list_decoders
     from chordal.sequence import Sequence as Sequence
+    from chordal.verification.verify import Verification as Verification
+    from chordal.verification.verify import verify as verify
 
 __all__ = sorted(_PUBLIC)
 

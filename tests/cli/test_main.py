@@ -11,7 +11,7 @@ from chordal import __version__
 from chordal.cli import app, main
 from chordal.testing.published_llada import write_llada
 
-COMMANDS = ["generate", "compare", "inspect", "convert", "list", "train"]
+COMMANDS = ["generate", "compare", "inspect", "convert", "list", "plan", "train", "verify"]
 HEAVY = {"torch", "transformers", "tokenizers", "numpy", "rich", "safetensors"}
 
 
