@@ -72,7 +72,7 @@ class _Run:
     branches: list[_Branch] = field(default_factory=list)
     is_single: bool = True
     idle: int = 0
-    progress: tuple[int, int] = (0, 0)
+    progress: tuple[int, int, int] = (0, 0, 0)
 
     def close(self) -> None:
         """Close its coroutines."""
@@ -281,7 +281,7 @@ class Engine:
         except Exception as error:
             seq.finish("error", error)
             return
-        progress = seq.stats.committed_tokens, seq.frontier
+        progress = seq.stats.committed_tokens, seq.frontier, seq.undecided
         run.idle, run.progress = run.idle if progress == run.progress else 0, progress
         if run.idle > _MAX_IDLE_PASSES + 2 * seq.stop.max_new_tokens:
             seq.finish("error", DecodingError(f"nothing was committed in {run.idle} forward passes."))

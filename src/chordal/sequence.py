@@ -48,7 +48,8 @@ class Event:
     Attributes:
         kind: "commit" for tokens that became final, "draft" for tokens that were proposed for
             verification; a draft comes before what its forward pass commits.
-        forward: Number of the target's forward pass it came from, counted from 1.
+        forward: Number of the target's forward pass it came from, counted from 1; of what another model
+            wrote, the last one before it, 0 if there was none.
         positions: Absolute positions, int `[n]`.
         tokens: Token ids, int `[n]`.
         num_accepted: Of a draft, how many of its tokens were kept.
@@ -106,6 +107,8 @@ class Sequence:
         family: Facts of the target model: mask id, logit shift, block length.
         finish_reason: Why it ended, None while it goes on.
         stop_reason: The stop string or token id that ended it, if one did.
+        undecided: Of a decoder that chooses among several texts: how many tokens they have together, so that
+            they count as progress before any is committed.
         alternatives: Of a decoder that finds several texts: all of them, the best first, which is also the
             result.
     """
@@ -122,6 +125,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: Exception | None = None
+    undecided: int = 0
     alternatives: list[Alternative] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import shutil
@@ -190,6 +191,18 @@ def test_texts_decoded_together_are_those_of_generate_alone(saved, loaded, name)
     # The model says something, and not the same whatever was said before.
     assert len(set(itertools.chain(*want))) > 10
     assert len({output[-1] for output in want}) > 1
+
+
+@every_architecture
+def test_a_blend_of_one_token_is_that_token(loaded, name):
+    """Scaled embeddings too are scaled once."""
+    model = loaded(name)
+    tokens, others = random_tokens(model, 12), random_tokens(model, 12, seed=1)
+    blend = np.stack([others, tokens], 1), np.tile([0.0, 1.0], (12, 1))
+    [plain] = model.run([(0, feed(tokens, 0))])
+    [mixed] = model.run([(0, dataclasses.replace(feed(others, 0), blend=blend))])
+    assert torch.equal(mixed.logits, plain.logits)
+    model.free_row(0)
 
 
 @every_architecture

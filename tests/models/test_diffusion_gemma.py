@@ -203,6 +203,14 @@ def test_a_canvas_that_would_share_experts_is_refused(ours):
         ours.run([(0, dataclasses.replace(refine(random_tokens(LENGTH), 9), routing=Routing()))])
 
 
+def test_a_canvas_that_would_blend_tokens_is_refused(ours):
+    canvas = random_tokens(LENGTH)
+    ours.run([(0, encode(random_tokens(9)))])
+    with pytest.raises(InputError, match="cannot be fed several as one"):
+        blend = canvas[:, None], np.ones((LENGTH, 1))
+        ours.run([(0, dataclasses.replace(refine(canvas, 9), blend=blend))])
+
+
 def test_a_canvas_alone_sees_no_prefix(ours):
     canvas = random_tokens(LENGTH)
     alone = Forward(canvas, np.arange(LENGTH), Together(), Logits(np.arange(LENGTH)))

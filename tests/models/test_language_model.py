@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -24,7 +25,9 @@ from chordal.forward import (
     Window,
 )
 from chordal.models.family import Family
+from chordal.models.language_model import LanguageModel
 from chordal.sequence import Sequence, StopRules
+from chordal.testing import tiny_model
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "olmo2", "gpt_neox", "gpt2"]
 POISON = 63
@@ -565,3 +568,71 @@ def test_a_model_says_what_it_can_take(make_model):
     model = make_model(max_rows=3)
     assert (model.window, model.vocab_size, model.max_rows, model.name) == (256, 64, 3, "tiny")
     assert not model.model.training
+
+
+# Several tokens fed as one.
+
+
+def blended(tokens, weights, start=0):
+    """Feed weighted sums of embeddings of `[q, k]` tokens; the plain tokens are others."""
+    forward = feed(np.zeros(len(tokens), np.int64), start)
+    return dataclasses.replace(forward, blend=(np.asarray(tokens), np.asarray(weights)))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_blended_rows_are_fed_the_sum_of_their_embeddings(make_backbone, make_model, architecture):
+    """As transformers computes it from embeddings, in a batch with rows of plain tokens."""
+    model, backbone = make_model(architecture), make_backbone(architecture)
+    prefix, other = random_tokens(5), random_tokens(6, seed=1)
+    ids, weights = random_tokens(9).reshape(3, 3), np.random.default_rng(0).random((3, 3))
+    model.run([(0, feed(prefix))])
+    mixed, plain = model.run([(0, blended(ids, weights, 5)), (1, feed(other))])
+
+    embed = backbone.get_input_embeddings()
+    with torch.inference_mode():
+        sums = (embed(torch.from_numpy(ids)) * torch.from_numpy(weights)[..., None]).sum(1)
+        embeds = torch.cat([embed(torch.from_numpy(prefix)), sums])[None]
+        want = backbone(inputs_embeds=embeds, use_cache=False).logits[0, 5:]
+    assert_same(mixed.logits, want)
+    assert_same(plain.logits, by_transformers(backbone, other))
+
+
+def test_one_token_of_weight_one_is_that_token_bit_for_bit(make_model):
+    model, tokens = make_model(), random_tokens(7)
+    plain = run_one(model, feed(tokens), row=1)
+    ids = np.stack([tokens, random_tokens(7, seed=1)], 1)
+    assert torch.equal(run_one(model, blended(ids, np.tile([1.0, 0.0], (7, 1)))), plain)
+    halves = np.stack([tokens, tokens], 1), np.tile([0.25, 0.75], (7, 1))
+    assert_same(run_one(model, blended(*halves)), plain)
+
+
+def test_requests_may_blend_unlike_numbers_of_tokens(make_model):
+    model = make_model()
+    asks = [blended(random_tokens(2 * k).reshape(2, k), np.full((2, k), 1 / k)) for k in (1, 3, 2)]
+    alone = [run_one(model, ask, row=5) for ask in asks]
+    for reading, want in zip(model.run(list(enumerate(asks))), alone, strict=True):
+        assert_same(reading.logits, want)
+
+
+def test_a_backbone_that_looks_at_token_ids_refuses_to_blend(make_backbone):
+    """As those with an embedding for each layer do."""
+    backbone = make_backbone("llama")
+    own = backbone.model.forward
+
+    def forward(input_ids=None, inputs_embeds=None, **given):
+        embeds = backbone.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        return own(inputs_embeds=embeds if input_ids is None else embeds + input_ids[..., None], **given)
+
+    backbone.model.forward = forward
+    model = LanguageModel(backbone, Family(), name="layered")
+    with pytest.raises(InputError, match="layered reads token ids beside their embeddings"):
+        model.run([(0, blended([[1, 2]], [[0.5, 0.5]]))])
+    model.run([(0, feed(random_tokens(3)))])
+
+
+def test_a_looped_model_blends_too():
+    model, tokens = tiny_model(arch="looped"), np.arange(1, 6)
+    plain = run_one(model, feed(tokens), row=1)
+    assert torch.equal(run_one(model, blended(tokens[:, None], np.ones((5, 1)))), plain)
+    halves = np.stack([tokens, tokens[::-1]], 1), np.full((5, 2), 0.5)
+    assert not torch.allclose(run_one(model, blended(*halves)), plain)

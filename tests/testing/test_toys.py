@@ -67,6 +67,13 @@ def test_a_query_that_sees_an_empty_slot_or_a_position_twice_fails():
         Remembers().run([(0, feed([4, 5], [0, 0], Full(2), slots=[0, 1]))])
 
 
+def test_a_toy_refuses_to_blend_tokens():
+    blend = np.array([[1, 2]]), np.array([[0.5, 0.5]])
+    asked = Forward(ints(1), ints(0), Causal(), Logits(ints(0)), slots=ints(0), blend=blend)
+    with pytest.raises(NotImplementedError, match="cannot blend several"):
+        TableModel().run([(0, asked)])
+
+
 def test_rows_of_a_toy_move_and_are_freed():
     toy = Remembers()
     toy.run([(1, feed([4], [0], Causal(), slots=[0]))])

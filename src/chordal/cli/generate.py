@@ -40,12 +40,7 @@ def generate(
         str | None, typer.Argument(metavar="[PROMPT]", help="Text; else standard input.")
     ] = None,
     loading: options.Loading,
-    decoder: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Decoder (chordal list); else the model's plain one.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Decoder setting. Repeatable.")
-    ] = None,
+    decoding: options.Decoding,
     sampling: options.Sampling,
     file: Annotated[
         str | None,
@@ -85,7 +80,7 @@ def generate(
         raise InputError("processes cannot share standard input; give PROMPT, or a file to --file.")
     if file is None:
         prompt = _one_prompt(prompt)
-    config = options.parse_settings(set_ or ())
+    decoder, config = decoding.choice()
     settings = {"decoder": decoder, "config": config, **sampling.settings()}
     with contextlib.ExitStack() as stack:
         # Files are opened before the model is loaded: what cannot work fails at once.
@@ -285,7 +280,7 @@ def _stats_line(stats: Mapping[str, Any], wall_s: float) -> str:
     parts = [
         f"{tokens:,} tokens",
         f"{forwards:,} forwards",
-        f"{tokens / max(1, forwards):.2f} tokens/forward",
+        f"{tokens / forwards if forwards else 0:.2f} tokens/forward",
         f"{stats['positions_fed']:,} positions fed",
         f"{stats['accepted_tokens']:,} of {stats['draft_tokens']:,} drafts kept",
         f"{wall_s:.3f} s",

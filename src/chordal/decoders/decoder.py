@@ -33,6 +33,8 @@ class Decoder(ABC):
         needs_models: Names of the models it asks beside the target.
         samples: Whether it draws tokens; a search does not, and refuses requests with a temperature.
         chooses: Whether it draws several texts, and where they end decides which one it gives.
+        remembers: Whether it drafts with what it learnt in earlier requests; they then change how fast the
+            next one goes, and never what it gives.
         paper: Where it comes from.
         Config: Its frozen settings dataclass.
     """
@@ -46,6 +48,7 @@ class Decoder(ABC):
     needs_models: tuple[str, ...] = ()
     samples: ClassVar[bool] = True
     chooses: ClassVar[bool] = False
+    remembers: bool = False
     paper: ClassVar[str]
     Config: ClassVar[type[Any]]
 
@@ -55,6 +58,9 @@ class Decoder(ABC):
     @abstractmethod
     def decode(self, seq: Sequence) -> Decoding:
         """Decode one sequence: yield forwards, receive readings, commit through `seq` until it is done."""
+
+    def reset(self) -> None:  # noqa: B027  not every decoder remembers
+        """Forget what was learnt in earlier requests, as it must before another model is decoded."""
 
     @classmethod
     def fits(cls, family: Family) -> bool:

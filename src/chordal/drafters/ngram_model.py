@@ -34,11 +34,15 @@ class NgramTable:
     tokens: npt.NDArray[np.int32]
     counts: npt.NDArray[np.int32]
 
+    def followers(self, context: Ints) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Give the tokens that followed a context, the smallest first, and how often each did."""
+        [key] = _keys(context[None])
+        entries = slice(*(int(self.keys.searchsorted(key, side)) for side in ("left", "right")))
+        return self.tokens[entries], self.counts[entries]
+
     def probs(self, context: Ints, tokens: Ints) -> Floats:
         """Give the share of each token among those that followed a context; 0 if it was never seen."""
-        key = _key(context)
-        entries = slice(*(int(self.keys.searchsorted(key, side)) for side in ("left", "right")))
-        followers, counts = self.tokens[entries], self.counts[entries]
+        followers, counts = self.followers(context)
         if not len(followers):
             return np.zeros(len(tokens))
         at = np.minimum(followers.searchsorted(tokens), len(followers) - 1)
@@ -59,9 +63,7 @@ class NgramModel:
     tables: tuple[NgramTable, ...]
 
     @classmethod
-    def count(
-        cls, texts: Iterable[Ints], *, max_ngram: int = 6, max_entries: int = 1_000_000
-    ) -> NgramModel:
+    def count(cls, texts: Iterable[Ints], *, max_ngram: int = 6, max_entries: int = 1_000_000) -> NgramModel:
         """Count the n-grams of texts; none reaches from one text into the next.
 
         Cost: a sort of all tokens for each length, and 16 bytes an entry that is kept.
@@ -118,7 +120,7 @@ class NgramModel:
                 tables = [NgramTable(*(parts[f"{name}_{size}"] for name in names)) for size in sizes]
         except OSError as error:
             raise InputError(f"cannot read n-grams from {path}: {error.strerror or error}.") from None
-        except (KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile):
+        except (EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile):
             tables = []
         if not tables:
             raise InputError(f"{path} must hold n-grams; write it with NgramModel.save.")
@@ -127,12 +129,10 @@ class NgramModel:
 
 def _count(texts: list[Ints], size: int, max_entries: int) -> NgramTable:
     """Count what followed contexts of a length."""
-    windows = [
-        np.lib.stride_tricks.sliding_window_view(text, size + 1) for text in texts if len(text) > size
-    ]
+    windows = [np.lib.stride_tricks.sliding_window_view(text, size + 1) for text in texts if len(text) > size]
     if not windows:
         return NgramTable(np.empty(0, np.uint64), np.empty(0, np.int32), np.empty(0, np.int32))
-    keys = np.concatenate([_key(window[:, :-1]) for window in windows])
+    keys = np.concatenate([_keys(window[:, :-1]) for window in windows])
     tokens = np.concatenate([window[:, -1] for window in windows]).astype(np.int32)
     order = np.lexsort((tokens, keys))
     keys, tokens = keys[order], tokens[order]
@@ -144,9 +144,9 @@ def _count(texts: list[Ints], size: int, max_entries: int) -> NgramTable:
     return NgramTable(keys[starts], tokens[starts], counts)
 
 
-def _key(contexts: Ints) -> Any:
-    """Give the key of each context, uint64, along the last axis."""
-    keys: Any = np.zeros(contexts.shape[:-1], np.uint64)
-    for at in range(contexts.shape[-1]):
-        keys = (keys + contexts[..., at].astype(np.uint64) + np.uint64(1)) * _FACTOR  # modulo 2^64
+def _keys(contexts_MN: Ints) -> _Keys:
+    """Give the key of each context."""
+    keys = np.zeros(len(contexts_MN), np.uint64)
+    for at in range(contexts_MN.shape[1]):
+        keys = (keys + contexts_MN[:, at].astype(np.uint64) + np.uint64(1)) * _FACTOR  # modulo 2^64
     return keys

@@ -104,7 +104,7 @@ def follow(tokens: Ints, parents: Ints, wanted: Ints) -> Ints:
     node, alive = -1, np.array([-1])
     for token in wanted.tolist():
         # Siblings drawn with replacement may be equal, and only one of them lead on.
-        alive = np.flatnonzero(np.isin(parents, alive) & (tokens == token))
+        alive = np.flatnonzero((parents[:, None] == alive).any(1) & (tokens == token))
         if not len(alive):
             break
         node = int(alive[0])
