@@ -259,9 +259,11 @@ class Sequence:
         """Give this request's random number for each position; see `ops.randomness`."""
         return uniforms(self.seed, purpose, positions, draw)
 
-    def sample(self, rows: Ints, positions: Ints, draw: int = 0, **more: object) -> Sample:
+    def sample(
+        self, rows: Ints, positions: Ints, draw: int = 0, *, purpose: Purpose = "token", **more: object
+    ) -> Sample:
         """Ask for a token under this request's law at each row; `positions` are what the rows predict."""
-        drawn = None if self.law.is_greedy else self.uniforms(positions, "token", draw)
+        drawn = None if self.law.is_greedy else self.uniforms(positions, purpose, draw)
         return Sample(rows, self.law, drawn, **more)  # type: ignore[arg-type]
 
     def finish(self, reason: FinishReason, error: Exception | None = None) -> None:

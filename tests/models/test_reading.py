@@ -36,6 +36,7 @@ def every_read():
         Sample(rows(2), scores=("entropy",), of="law", banned=(4, 7)),
         Sample(rows(2), scores=("probs",), unscored=(0, 1)),
         Sample(rows(2), Law(repetition_penalty=1.5), contexts=context, scores=("probs",)),
+        Sample(rows(2), Law(repetition_penalty=1.5), contexts=context, scores=("entropy",), of="raw"),
         TopK(rows(2), 3),
         TopK(rows(2), 99),
         Logits(rows(2)),
@@ -81,6 +82,21 @@ def test_one_transfer_to_the_host_serves_the_whole_batch(monkeypatch):
     assert len(transfers) == 1
     read_logits(random_logits(4), [Sample(rows(4))])
     assert len(transfers) == 2
+
+
+def test_raw_scores_are_of_the_logits_whatever_the_law():
+    """Uniform logits have ln V nats and a certain token none; penalty, cut and temperature change neither."""
+    logits = torch.cat([torch.zeros(1, VOCAB_SIZE), 1e3 * torch.eye(VOCAB_SIZE)[:1], random_logits(1)])
+    law = Law(temperature=0.3, top_k=4, repetition_penalty=2.0)
+    contexts = (np.arange(5),) * 3
+    read = Sample(rows(3), law, np.full(3, 0.4), scores=("entropy",), of="raw", contexts=contexts)
+    model = dataclasses.replace(read, of="model")
+    raw, penalized = read_logits(logits.repeat(2, 1), [read, model])
+    want = torch.distributions.Categorical(logits=logits).entropy()
+    assert raw.entropy == pytest.approx(want.tolist(), abs=1e-5)
+    assert raw.entropy[:2] == pytest.approx([np.log(VOCAB_SIZE), 0], abs=1e-5)
+    assert abs(penalized.entropy[2] - raw.entropy[2]) > 0.01
+    assert raw.tokens.tolist() == penalized.tokens.tolist()
 
 
 def test_a_greedy_read_takes_the_largest_logit_and_the_lower_of_two():
