@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 
 import pytest
@@ -402,3 +403,19 @@ def test_trace_tells_what_was_committed_when(run, tmp_path):
     }
     assert [by_position[position] for position in sorted(by_position)] == shown["tokens"]
     assert trace.end["stats"] == shown["stats"]
+
+
+def test_the_passes_of_a_draft_model_are_shown_too(run, write_jsonl):
+    draft = [
+        "--decoder",
+        "draft_model",
+        "--draft",
+        "tiny-ar",
+        "--max-new-tokens",
+        6,
+        "--ignore-eos",
+        "--stats",
+    ]
+    for given in (["copy: Ana"], ["--file", write_jsonl({"prompt": "copy: Ana"}, {"prompt": "copy: Ben"})]):
+        assert re.search(r"tokens/forward \| [1-9]\d* draft forwards \|", run("generate", *given, *draft).err)
+    assert "draft forwards" not in run("generate", "copy: Ana", "--stats").err

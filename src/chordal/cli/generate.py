@@ -108,7 +108,7 @@ def generate(
                 trace=outputs[trace] if trace else None,
                 watch_delay=watch_delay if watch else None,
             )
-            exit_code, counters, wall_s = 0, result.stats, result.stats["wall_s"]
+            exit_code, counters, wall_s = 0, _counters(result.stats), result.stats["wall_s"]
     if stats:
         note(_stats_line(counters, wall_s))
     return exit_code
@@ -245,7 +245,7 @@ class _FileJob:
             record["error"] = str(result.error)
             self._complain(line, result.error, exit_code=1)
         print(strict_json.dumps(record), file=self._out, flush=True)
-        self.totals.update({key: value for key, value in result.stats.items() if key in _SUMMED})
+        self.totals.update(_counters(result.stats))
         self.totals["prompts"] += 1
 
     def _complain(self, line: PromptLine, error: Exception, exit_code: int) -> None:
@@ -254,6 +254,11 @@ class _FileJob:
 
 
 _SUMMED = ("committed_tokens", "forwards", "positions_fed", "draft_tokens", "accepted_tokens")
+
+
+def _counters(stats: Mapping[str, Any]) -> dict[str, int]:
+    """Give the counters that add up over prompts, with the passes of all models beside the target."""
+    return {key: stats[key] for key in _SUMMED} | {"draft_forwards": sum(stats["draft_forwards"].values())}
 
 
 def _record(result: Generation, config: dict[str, Any]) -> dict[str, Any]:
@@ -281,9 +286,10 @@ def _stats_line(stats: Mapping[str, Any], wall_s: float) -> str:
         f"{tokens:,} tokens",
         f"{forwards:,} forwards",
         f"{tokens / forwards if forwards else 0:.2f} tokens/forward",
+        f"{stats['draft_forwards']:,} draft forwards" if stats["draft_forwards"] else "",
         f"{stats['positions_fed']:,} positions fed",
         f"{stats['accepted_tokens']:,} of {stats['draft_tokens']:,} drafts kept",
         f"{wall_s:.3f} s",
         f"{tokens / max(wall_s, 1e-9):,.0f} tok/s",
     ]
-    return " | ".join(part for part in parts if not part.startswith("0 of 0"))
+    return " | ".join(part for part in parts if part and not part.startswith("0 of 0"))
