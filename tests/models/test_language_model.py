@@ -636,3 +636,10 @@ def test_a_looped_model_blends_too():
     assert torch.equal(run_one(model, blended(tokens[:, None], np.ones((5, 1)))), plain)
     halves = np.stack([tokens, tokens[::-1]], 1), np.full((5, 2), 0.5)
     assert not torch.allclose(run_one(model, blended(*halves)), plain)
+
+
+@pytest.mark.parametrize("token", [-1, 64])
+def test_what_is_no_token_is_refused_before_it_is_fed(make_model, token):
+    at = np.arange(1)
+    with pytest.raises(InputError, match=f"tiny has tokens 0 to 63; got .*{token}"):
+        make_model().run([(0, Forward(np.array([token]), at, Causal(), slots=at))])

@@ -96,9 +96,11 @@ def test_a_tree_is_read_level_by_level():
     assert tree.parse("").tolist() == tree.parse("0").tolist() == []
 
 
-@pytest.mark.parametrize("text", ["2/1", "2/1,1,1", "2,1", "a", "2/1,-1", "1.5", "2//1", "/", "0/1", "2/1,0/"])
+@pytest.mark.parametrize(
+    "text", ["2/1", "2/1,1,1", "2,1", "a", "2/1,-1", "1.5", "2//1", "/", "0/1", "2/1,0/"]
+)
 def test_a_text_that_is_no_tree_is_refused(text):
-    with pytest.raises(InputError, match="level . has"):
+    with pytest.raises(InputError, match=r"level \d has"):
         tree.parse(text)
 
 
@@ -106,3 +108,22 @@ def test_ranks_count_the_siblings_before_a_node():
     assert tree.ranks(PARENTS).tolist() == [0, 0, 1, 0, 0]
     assert tree.ranks(np.array([-1, -1, 0, -1, 0, 1, 0])).tolist() == [0, 1, 0, 2, 1, 0, 2]
     assert tree.ranks(np.empty(0, np.int64)).shape == (0,)
+
+
+def test_merged_paths_share_what_they_begin_with():
+    paths = [np.array(path, np.int64) for path in ([1, 2, 3], [1, 4], [], [1, 2])]
+    tokens, parents, nodes = tree.merge(paths)
+    assert tokens.tolist() == [1, 2, 3, 4]
+    assert parents.tolist() == [-1, 0, 1, 0]
+    assert [each.tolist() for each in nodes] == [[0, 1, 2], [0, 3], [], [0, 1]]
+
+
+def test_every_merged_path_can_be_followed_and_no_siblings_are_equal():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        paths = [rng.integers(0, 3, rng.integers(0, 5)) for _ in range(6)]
+        tokens, parents, nodes = tree.merge(paths)
+        for path, passed in zip(paths, nodes, strict=True):
+            assert tokens[passed].tolist() == path.tolist()
+            assert tree.follow(tokens, parents, path).tolist() == passed.tolist()
+        assert len(set(zip(tokens.tolist(), parents.tolist(), strict=True))) == len(tokens)

@@ -11,15 +11,13 @@ Cost: one forward pass of 1 + n positions for 1 to 1 + depth tokens, of a draft 
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from chordal.cursor import Cursor
 from chordal.decoders.decoder import Decoding
-from chordal.drafters.draft import NO_DRAFT, Draft, Drafter, Outcome
+from chordal.drafters.draft import Draft, Drafter, Outcome
 from chordal.forward import Ints
 from chordal.ops import sampling, tree
 from chordal.sequence import Sequence
@@ -40,12 +38,7 @@ def speculate(seq: Sequence, drafter: Drafter, *, num_draft: int, target: Cursor
     target = target or Cursor()
     while not seq.done:
         # Draft. The last token of the result never needs a draft behind it.
-        budget = min(num_draft, seq.limit - seq.frontier - 1)
-        draft = NO_DRAFT
-        if budget > 0:
-            proposed = drafter.propose(seq.committed, budget)
-            draft = (yield from proposed) if isinstance(proposed, Generator) else proposed
-            draft = draft.cut(budget)
+        draft = yield from drafter.ask(seq.committed, min(num_draft, seq.limit - seq.frontier - 1))
 
         # Verify: the rows of the root and of every node each tell what follows them.
         feed = target.feed(seq.committed, draft)

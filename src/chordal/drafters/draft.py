@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from chordal.forward import Forward, Ints, Reading
+from chordal.forward import Bools, Forward, Ints, Reading
 from chordal.ops import tree
 from chordal.ops.acceptance import Offers, without_replacement
 
@@ -43,10 +43,11 @@ class Draft:
 
     def cut(self, depth: int) -> Draft:
         """Leave out what is deeper than that."""
-        if len(self) <= depth:
-            return self
-        # Parents stand before children, so a node's number only falls by what is cut before it.
-        stays = tree.depths(self.parents) <= depth
+        return self if len(self) <= depth else self.keep(tree.depths(self.parents) <= depth)
+
+    def keep(self, stays: Bools) -> Draft:
+        """Leave out all nodes but those, bool `[n]`; below a node that is left out nothing may stay."""
+        # Parents stand before children, so a node's number only falls by what is left out before it.
         number = np.append(np.cumsum(stays) - 1, -1)
         laws = self.laws
         if laws is not None:
@@ -102,6 +103,13 @@ class Drafter(ABC):
         Returns:
             A draft, which may be empty, or a coroutine that gives one if a model must be asked.
         """
+
+    def ask(self, text: Ints, budget: int) -> Drafting:
+        """Propose as a coroutine in any case, nothing deeper than the budget, which may be 0 or less."""
+        if budget < 1:
+            return NO_DRAFT
+        proposed = self.propose(text, budget)
+        return ((yield from proposed) if isinstance(proposed, Generator) else proposed).cut(budget)
 
     def observe(self, outcome: Outcome) -> None:  # noqa: B027  not every drafter learns
         """Learn from what became of the draft; called once for each, also for empty ones."""

@@ -13,6 +13,7 @@ from chordal.drafters.draft import Draft, Drafter, Drafting, Outcome
 from chordal.forward import Ints
 from chordal.ops import sampling, tree
 from chordal.ops.acceptance import Offers, without_replacement
+from chordal.ops.randomness import Purpose
 from chordal.sequence import Sequence
 
 
@@ -27,8 +28,9 @@ class ModelDrafter(Drafter):
         model: Which of the engine's models.
         min_confidence: A draft ends behind the first token that had less probability; the token stays,
             for to drop it by what it is would bend the law.
-        offers: Acceptance rule of the drawn tokens. None draws each with the random number that the target
-            will draw with, and keeps it if the target draws the same.
+        offers: Acceptance rule of the drawn tokens. None draws each with the random number of whoever
+            verifies, who keeps it if it draws the same.
+        purpose: Which random numbers those are; "token" are the target's.
         schedule: "constant" drafts as far as it may; "heuristic" two tokens further after a draft that was
             kept whole, one less far after any other, from `start` on.
         start: Where that begins, at least 1.
@@ -41,11 +43,12 @@ class ModelDrafter(Drafter):
         model: str = "draft",
         min_confidence: float = 0.0,
         offers: Offers | None = without_replacement,
+        purpose: Purpose = "token",
         schedule: Literal["constant", "heuristic"] = "constant",
         start: int = 5,
     ) -> None:
         self.seq, self.cursor = seq, Cursor(model)
-        self.min_confidence, self.offers = min_confidence, offers
+        self.min_confidence, self.offers, self.purpose = min_confidence, offers, purpose
         self.is_adaptive, self.length = schedule == "heuristic", start
 
     def propose(self, text: Ints, budget: int) -> Drafting:
@@ -56,7 +59,7 @@ class ModelDrafter(Drafter):
             feed = self.cursor.feed(np.concatenate([text, np.array(tokens, np.int64)]))
             if self.seq.law.is_greedy or self.offers is None:
                 scores = ("probs",) if self.min_confidence else ()
-                reading = yield feed.sample(self.seq, scores=scores, of="law")
+                reading = yield feed.sample(self.seq, purpose=self.purpose, scores=scores, of="law")
                 token, confidence = int(reading.tokens[0]), reading.probs[0] if scores else 1.0
             else:
                 reading = yield feed.logits()

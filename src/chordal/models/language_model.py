@@ -110,6 +110,7 @@ class LanguageModel:
         self.vocab_size = self.architecture.vocab_size
         self.device = self.architecture.device
         self.dtype: torch.dtype = model.dtype
+        self._num_embeddings = int(model.get_input_embeddings().weight.shape[0])
         self.max_rows = max_rows
         # Read-only requests need slots behind a full window; a tuple of them may be 16 times as wide.
         self.cache = SlotCache(self.architecture.num_layers, max_rows, 17 * self.window)
@@ -126,7 +127,7 @@ class LanguageModel:
         one view of the cache.
 
         Raises:
-            InputError: A request needs more slots than the cache can have.
+            InputError: A request needs more slots than the cache can have, or feeds what is no token.
         """
         batch = self._place(requests)
         if batch.blends and not self._takes_embeds:
@@ -135,6 +136,10 @@ class LanguageModel:
                 f"one. Use a decoder that feeds plain tokens."
             )
         packed_5BT = batch.packed_5BT
+        # On a GPU an id outside the table would end the process.
+        if packed_5BT[0].min() < 0 or packed_5BT[0].max() >= self._num_embeddings:
+            low, high = packed_5BT[0].min(), packed_5BT[0].max()
+            raise InputError(f"{self.name} has tokens 0 to {self._num_embeddings - 1}; got {low} to {high}.")
         seen = [p.visible.seen.shape[1] for p in batch.placed if p.visible.seen is not None]
         span = max(int(packed_5BT[2].max()) + 1, int(packed_5BT[4].max()), *seen)
         if span > self.cache.max_slots:
