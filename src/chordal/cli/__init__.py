@@ -19,7 +19,9 @@ from chordal.cli import convert as convert
 from chordal.cli import generate as generate
 from chordal.cli import inspect as inspect
 from chordal.cli import listing as listing
+from chordal.cli import plan as plan
 from chordal.cli import train as train
+from chordal.cli import verify as verify
 from chordal.errors import ChordalError, InputError
 
 # Typer carries its own copy of click, so its errors are reached through what it exports.
@@ -51,7 +53,9 @@ app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
 app.command("list", epilog=listing.EXAMPLES)(listing.list_)
+app.command("plan", epilog=plan.EXAMPLES)(plan.plan)
 app.command("train", epilog=train.EXAMPLES)(train.train)
+app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
 
 
 @app.callback()

@@ -1,0 +1,1 @@
+"""How much to draft: chosen from measured latency by width and measured acceptance."""
