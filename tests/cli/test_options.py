@@ -8,7 +8,7 @@ import pytest
 
 from chordal.cli.compare import compare
 from chordal.cli.generate import generate
-from chordal.cli.options import Loading, parse_settings
+from chordal.cli.options import Decoding, Loading, parse_settings, read_config
 from chordal.errors import ChordalError, InputError
 from chordal.generation import Request, load
 from chordal.models.placement import place
@@ -55,6 +55,63 @@ def test_keys_may_have_dashes():
     assert parse_settings(["num-draft=5", "match=last"]) == {"num_draft": 5, "match": "last"}
 
 
+@pytest.fixture
+def config(tmp_path):
+    """A file as `chordal plan --out` writes it."""
+    path = tmp_path / "plan.json"
+    path.write_text(
+        '{"decoder": "prompt_lookup", "settings": {"num_draft": 2, "match": "last"}, "ladder": []}'
+    )
+    return path
+
+
+def test_decoder_and_settings_come_from_a_file(run, config):
+    result = run("generate", PROMPT, "--config", config, "--max-new-tokens", 4, "--json").json
+    assert result["decoder"] == "prompt_lookup"
+    assert (result["config"]["num_draft"], result["config"]["match"]) == (2, "last")
+
+
+def test_flags_come_before_the_file(config):
+    assert Decoding(config=str(config), set_=["num_draft=7"]).choice() == (
+        "prompt_lookup",
+        {"num_draft": 7, "match": "last"},
+    )
+    same = Decoding(config=str(config), decoder="prompt_lookup")
+    assert same.choice() == ("prompt_lookup", {"num_draft": 2, "match": "last"})
+
+
+def test_settings_of_a_file_are_not_those_of_another_decoder(config):
+    other = Decoding(config=str(config), decoder="threshold", set_=["threshold=0.7"])
+    assert other.choice() == ("threshold", {"threshold": 0.7})
+
+
+def test_a_file_is_one_of_those_that_are_compared(run, config):
+    quick = ["--tasks", "copy", "--num-prompts", 1, "--repeats", 1, "--max-new-tokens", 4, "--json"]
+    rows = run("compare", "--config", config, *quick).json["rows"]
+    assert [row["label"] for row in rows] == ["autoregressive", "prompt_lookup: num_draft=2, match=last"]
+    rows = run("compare", "--config", config, "--decoders", "prompt_lookup", *quick).json["rows"]
+    assert [row["label"] for row in rows][2:] == ["prompt_lookup"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "must be JSON"),
+        ("[]", "must hold an object"),
+        ('{"settings": {}}', "must hold an object"),
+        ('{"decoder": 3}', "must hold an object"),
+        ('{"decoder": "a", "settings": []}', "must hold an object"),
+    ],
+)
+def test_a_file_without_a_decoder_is_refused(tmp_path, text, words):
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=words):
+        read_config(str(path))
+    with pytest.raises(InputError, match="cannot read"):
+        read_config(str(tmp_path / "nothing"))
+
+
 @pytest.mark.parametrize("pair", ["num_draft", "=5", ""])
 def test_setting_without_key_or_value_is_refused(pair):
     with pytest.raises(InputError, match="key=value"):
@@ -81,7 +138,8 @@ def test_loading_has_the_arguments_and_defaults_of_the_library():
 @pytest.mark.parametrize("command", [["generate", PROMPT], ["compare", "--tasks", "copy"]])
 def test_every_option_of_loading_reaches_the_library(run, loads, command):
     shown = run(
-        *command, "--model", "a/b", "--draft", "c", "--device", "cpu", "--dtype", "float16",
+        *command, "--model", "a/b", "--draft", "c", "--draft-quantization", "int4", "--middle", "d",
+        "--middle-quantization", "int8-dynamic", "--concurrent", "--device", "cpu", "--dtype", "float16",
         "--device-map", '{"model": 0, "lm_head": "disk"}', "--quantization", "int8", "--tensor-parallel",
         "--block-length", 8, "--revision", "main", "--token", "secret", "--local-files-only",
     )  # fmt: skip
@@ -90,6 +148,10 @@ def test_every_option_of_loading_reaches_the_library(run, loads, command):
     assert given == {
         "model": "a/b",
         "draft": "c",
+        "draft_quantization": "int4",
+        "middle": "d",
+        "middle_quantization": "int8-dynamic",
+        "concurrent": True,
         "device": "cpu",
         "dtype": "float16",
         "device_map": {"model": 0, "lm_head": "disk"},
@@ -114,7 +176,7 @@ def test_device_map_may_be_a_word(run, loads):
         (["--device-map", "{model: 0}"], "--device-map must be auto or JSON"),
         (["--device-map", "everywhere"], "device_map must be auto, "),
         (["--device-map", "auto", "--device", "cpu"], "exclude each other"),
-        (["--quantization", "int2"], "quantization must be int8 or int4"),
+        (["--quantization", "int2"], "quantization must be int8, int8-dynamic or int4"),
         (["--tensor-parallel"], "torchrun"),
         (["--block-length", "8"], "block_length is for published block-diffusion models"),
     ],
