@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from chordal.engine import Engine
+from chordal.models.family import Family
 from chordal.ops.sampling import Law
 from chordal.registry import make_decoder
 from chordal.sequence import Sequence, StopRules
-from chordal.testing import TINY_MASK, random_prompt, tiny_backbone, tiny_model
+from chordal.testing import TINY_MASK, ToyModel, random_prompt, tiny_backbone, tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -88,6 +89,25 @@ def decode():
         return seqs
 
     return decode
+
+
+class _RuleModel(ToyModel):
+    def __init__(self, rule, vocab_size):
+        super().__init__(Family(kind="causal"), vocab_size, window=256)
+        self.rule = rule
+
+    def logits(self, position, view):
+        return 5.0 * np.eye(self.vocab_size)[self.rule(position, view[position])]
+
+
+@pytest.fixture(scope="session")
+def rule_model():
+    """Makes a toy whose next token is a function of the position and the token there."""
+
+    def rule_model(rule, vocab_size=30):
+        return _RuleModel(rule, vocab_size)
+
+    return rule_model
 
 
 @pytest.fixture(scope="session")

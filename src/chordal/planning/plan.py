@@ -49,6 +49,8 @@ class Takes:
 
 TAKES: dict[str, Takes] = {
     "prompt_lookup": Takes("chain", "num_draft"),
+    "copyspec": Takes("chain", "num_copy"),
+    "aggressive": Takes("chain", "num_draft"),
     "draft_model": Takes("chain", "num_draft", "draft"),
     "token_recycling": Takes("tree", "tree"),
     "rsd": Takes("widths", "widths", "draft", {"tree": "constant"}),
