@@ -5,7 +5,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 import chordal
 from chordal.decoders.autoregressive import Autoregressive
@@ -484,15 +483,78 @@ def test_a_loaded_folder_generates(checkpoint_dir):
     assert results[0].model == "tiny"
 
 
-def test_a_draft_model_stands_beside_the_target(checkpoint_dir):
-    model = chordal.load(str(checkpoint_dir), draft=checkpoint_dir)
-    assert set(model.engine.models) == {"target", "draft"}
+@pytest.mark.parametrize("names", [("draft",), ("middle",), ("draft", "middle")], ids=" and ".join)
+def test_other_models_stand_beside_the_target(checkpoint_dir, names):
+    model = chordal.load(
+        str(checkpoint_dir), **dict.fromkeys(names, checkpoint_dir), max_rows=3, dtype="float64"
+    )
+    assert list(model.engine.models) == ["target", *names]
+    for loaded in model.engine.models.values():
+        assert (loaded.max_rows, loaded.dtype) == (3, torch.float64)
     assert model.generate("copy: Ana", max_new_tokens=2)[0].error is None
 
 
-def test_target_and_draft_need_one_vocabulary(checkpoint_dir, make_backbone, tokenizer, tmp_path):
-    make_backbone("llama", torch.float32, vocab_size=99).save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(checkpoint_dir).save_pretrained(tmp_path)
-    assert refusal(InputError, chordal.load, checkpoint_dir, draft=tmp_path) == (
-        f"target and draft need one vocabulary; got {len(tokenizer)} and 99 tokens."
+def test_each_model_has_its_own_quantisation(checkpoint_dir):
+    pytest.importorskip("torchao")
+    model = chordal.load(
+        checkpoint_dir,
+        draft=checkpoint_dir,
+        middle=checkpoint_dir,
+        draft_quantization="int8",
+        middle_quantization="int8-dynamic",
     )
+    kinds = {
+        name: str(
+            type(
+                getattr(loaded.model, "hf_quantizer", None)
+                and loaded.model.config.quantization_config.quant_type
+            )
+        )
+        for name, loaded in model.engine.models.items()
+    }
+    assert "NoneType" in kinds["target"]
+    assert "Int8WeightOnlyConfig" in kinds["draft"]
+    assert "Int8DynamicActivation" in kinds["middle"]
+
+
+@pytest.mark.parametrize("name", ["draft", "middle"])
+def test_the_quantisation_of_a_model_that_is_not_there_is_refused(checkpoint_dir, name):
+    assert refusal(InputError, chordal.load, checkpoint_dir, **{f"{name}_quantization": "int8"}) == (
+        f"{name}_quantization needs a {name} model; give {name}=... too, or leave it out."
+    )
+
+
+@pytest.mark.parametrize("extra", [-3, 7])
+def test_a_model_whose_table_is_filled_up_otherwise_drafts_all_the_same(
+    checkpoint_dir, make_backbone, tokenizer, tmp_path, extra
+):
+    """As the sizes of one family do; sampled, as both laws are compared token by token then."""
+    vocab_size = len(tokenizer) + extra
+    make_backbone("llama", torch.float32, vocab_size=vocab_size).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = chordal.load(checkpoint_dir, draft=tmp_path, middle=tmp_path)
+    prompt = [len(tokenizer) - 1, 5, 6, len(tokenizer) - 1, 5]
+    plain = model.generate([prompt], max_new_tokens=8, ignore_eos=True)
+    for decoder in ("draft_model", "specmquant"):
+        assert (
+            model.generate([prompt], decoder=decoder, max_new_tokens=8, ignore_eos=True)[0].tokens
+            == plain[0].tokens
+        )
+        [sampled] = model.generate(
+            [prompt], decoder=decoder, max_new_tokens=8, temperature=1.0, ignore_eos=True
+        )
+        assert sampled.error is None
+        assert sampled.stats["draft_tokens"] > 0
+
+
+def test_models_that_work_together_need_one_tokenizer(checkpoint_dir, make_backbone, tokenizer, tmp_path):
+    make_backbone("llama", torch.float32, vocab_size=99).save_pretrained(tmp_path)
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["<another>"])
+    other.save_pretrained(tmp_path)
+    for name in ("draft", "middle"):
+        assert refusal(InputError, chordal.load, checkpoint_dir, **{name: tmp_path}) == (
+            f"models that work together need one tokenizer; {checkpoint_dir.name} and {tmp_path.name} have "
+            f"vocabularies of {len(tokenizer)} and 99 tokens that differ. Use a smaller model of the "
+            f"target's family."
+        )

@@ -78,7 +78,7 @@ def test_the_list_describes_every_decoder():
     for row in rows:
         assert list(row) == ["name", "family", "promise", "exact_when", "needs", "paper"]
         assert row["family"] in ("autoregressive", "diffusion")
-        needs = {need.removesuffix(" MoE") for need in row["needs"]}
+        needs = {need.split(" + ")[0].removesuffix(" MoE") for need in row["needs"]}
         assert needs <= {"causal", "masked", "block", "masked_causal", "uniform", "looped"}
         # Whoever does not promise exactness says at which setting there would be some.
         assert (row["promise"], bool(row["exact_when"])) in [("exact", False), ("approximate", True)]

@@ -377,7 +377,8 @@ def load(
         dtype: "float32", "bfloat16", "float16" or "float64"; None takes the checkpoint's own, but
             float32 for small models on a CPU.
         device_map: Spread the layers over devices, as accelerate has it, e.g. "auto"; instead of `device`.
-        quantization: "int8" or "int4" keeps the weights of linear layers in that many bits (torchao).
+        quantization: "int8" or "int4" keeps the weights of linear layers in that many bits (torchao);
+            "int8-dynamic" also multiplies in 8 bits.
         tensor_parallel: Split every layer over the processes that torchrun started.
         block_length: Of a block-diffusion model whose files do not say it.
         revision: Branch, tag or commit of the model's hub repository.

@@ -20,6 +20,19 @@ ENTRY_POINT_GROUP = "chordal.decoders"
 _BUILT_IN = {
     "autoregressive": "chordal.decoders.autoregressive:Autoregressive",
     "prompt_lookup": "chordal.decoders.prompt_lookup:PromptLookup",
+    "copyspec": "chordal.decoders.copyspec:CopySpec",
+    "aggressive": "chordal.decoders.aggressive:Aggressive",
+    "jacobi": "chordal.decoders.jacobi:Jacobi",
+    "token_recycling": "chordal.decoders.token_recycling:TokenRecycling",
+    "aded": "chordal.decoders.aded:ADED",
+    "superposed": "chordal.decoders.superposed:Superposed",
+    "diverse_beam": "chordal.decoders.diverse_beam:DiverseBeam",
+    "entropy_adaptive": "chordal.decoders.entropy_adaptive:EntropyAdaptive",
+    "first_finish": "chordal.decoders.first_finish:FirstFinish",
+    "draft_model": "chordal.decoders.draft_model:DraftModel",
+    "rsd": "chordal.decoders.rsd:RSD",
+    "pearl": "chordal.decoders.pearl:PEARL",
+    "specmquant": "chordal.decoders.specmquant:SpecMQuant",
     "low_confidence": "chordal.decoders.low_confidence:LowConfidence",
     "threshold": "chordal.decoders.threshold:ThresholdDecoder",
     "localleap": "chordal.decoders.localleap:LocalLeapDecoder",
@@ -115,11 +128,15 @@ def list_decoders() -> list[dict[str, Any]]:
                 "family": cls.family,
                 "promise": cls.promise,
                 "exact_when": cls.exact_when,
-                "needs": [f"{need} MoE" if cls.needs_experts else need for need in cls.needs],
+                "needs": [_need(cls, need) for need in cls.needs],
                 "paper": cls.paper,
             }
         )
     return rows
+
+
+def _need(cls: type[Decoder], need: str) -> str:
+    return " + ".join([f"{need} MoE" if cls.needs_experts else need, *cls.needs_models])
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

@@ -26,6 +26,7 @@ from chordal.forward import (
 )
 from chordal.models.family import Family
 from chordal.models.language_model import LanguageModel
+from chordal.ops.sampling import Law
 from chordal.sequence import Sequence, StopRules
 from chordal.testing import tiny_model
 
@@ -568,6 +569,24 @@ def test_a_model_says_what_it_can_take(make_model):
     model = make_model(max_rows=3)
     assert (model.window, model.vocab_size, model.max_rows, model.name) == (256, 64, 3, "tiny")
     assert not model.model.training
+
+
+def test_a_model_takes_and_gives_the_tokens_of_the_one_it_works_for(make_backbone):
+    """Tokens that it lacks have no probability and are read as its last one; those too many are left out."""
+    tokens = np.array([5, 63, 6])
+    model = LanguageModel(make_backbone(), Family())
+    own = run_one(model, feed(tokens))
+    for size in (70, 60):
+        model.share_vocabulary(size)
+        shared = run_one(model, feed(np.minimum(tokens, size - 1)))
+        assert (model.vocab_size, shared.shape) == (size, (3, size))
+        if size > 64:
+            assert torch.equal(shared[:, :64], own)
+            assert (shared[:, 64:] == float("-inf")).all()
+            assert torch.equal(run_one(model, feed(np.array([5, 69, 6]))), shared)
+            drawn = Sample(np.arange(3), uniforms=np.array([0.1, 0.5, 1 - 2**-53]), law=Law(temperature=1.0))
+            [reading] = model.run([(0, feed(tokens, read=drawn))])
+            assert max(reading.tokens) < 64
 
 
 # Several tokens fed as one.

@@ -55,7 +55,10 @@ def linear_bytes(model):
     return sum(part.nbytes for some in parts for part in some)
 
 
-@pytest.mark.parametrize(("bits", "share", "error"), [("int8", 0.27, 0.04), ("int4", 0.2, 0.4)])
+# Weights of int8-dynamic are packed and given up.
+@pytest.mark.parametrize(
+    ("bits", "share", "error"), [("int8", 0.27, 0.04), ("int8-dynamic", 0.27, 0.06), ("int4", 0.2, 0.4)]
+)
 def test_weights_take_less_and_mean_nearly_the_same(folder, bits, share, error):
     """Against float32; the weights are random, which is the worst there is to quantise."""
     exact, model = load_model(folder), load_model(folder, quantization=bits)
@@ -64,7 +67,42 @@ def test_weights_take_less_and_mean_nearly_the_same(folder, bits, share, error):
     assert 0 < (got - want).norm() < error * want.norm()
 
 
-@pytest.mark.parametrize("bits", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_inputs_are_rounded_row_by_row(folder, dtype):
+    """So that what a row gives does not depend on what is fed beside it, as in a batch."""
+    model = load_model(folder, quantization="int8-dynamic", dtype=dtype)
+    layer = model.model.model.layers[0].mlp.up_proj
+    x = torch.randn(2, 3, 128, generator=torch.Generator().manual_seed(0)).to(model.dtype)
+    x[1] *= 1000
+    x[0, 2] = 0
+    with torch.inference_mode():
+        y = layer(x)
+        assert (y.dtype, y.shape) == (x.dtype, (2, 3, 512))
+        assert (y[0, 2] == 0).all()
+        for at in np.ndindex(2, 3):
+            assert torch.equal(layer(x[at]), y[at])
+
+
+def test_products_in_8_bits_are_those_of_torchao(folder, monkeypatch):
+    """Which has to do where torch has no packed product."""
+    packed = load_model(folder, quantization="int8-dynamic")
+
+    def none(*args):
+        raise RuntimeError("not in this build")
+
+    monkeypatch.setattr(torch.ops.onednn, "qlinear_prepack", none)
+    plain = load_model(folder, quantization="int8-dynamic")
+    with_forward = [
+        sum("forward" in vars(one) for one in model.model.modules() if isinstance(one, torch.nn.Linear))
+        for model in (packed, plain)
+    ]
+    assert with_forward == [15, 1]  # the output embedding is not quantised
+    assert linear_bytes(plain) > 0 == linear_bytes(packed)
+    want, got = logits(plain), logits(packed)
+    assert (got - want).norm() < 0.05 * want.norm()
+
+
+@pytest.mark.parametrize("bits", ["int8", "int8-dynamic", "int4"])
 def test_quantised_models_decode_and_drafts_change_nothing(folder, bits):
     model = chordal.load(folder, quantization=bits)
     prompts = [[5, 6, 7, 5, 6], [9] * 10]
@@ -75,6 +113,14 @@ def test_quantised_models_decode_and_drafts_change_nothing(folder, bits):
     assert [len(tokens) for tokens in plain] == [20, 20]
     assert len(set(plain[0])) > 3
     assert drafted == plain
+
+
+def test_a_model_in_fewer_bits_drafts_for_itself_and_changes_nothing(folder):
+    model = chordal.load(folder, middle=folder, middle_quantization="int8-dynamic")
+    [plain] = model.generate([[5, 6, 7, 5, 6]], max_new_tokens=30, ignore_eos=True)
+    [drafted] = model.generate([[5, 6, 7, 5, 6]], decoder="specmquant", max_new_tokens=30, ignore_eos=True)
+    assert drafted.tokens == plain.tokens
+    assert drafted.stats["accepted_tokens"] > drafted.stats["draft_tokens"] / 2
 
 
 def test_a_checkpoint_that_is_already_quantised_is_loaded_as_it_is(folder, tokenizer, tmp_path):
@@ -101,7 +147,7 @@ def test_loading_says_nothing_though_torchao_has_much_to_say(folder):
 @pytest.mark.parametrize(
     ("bits", "on_cpu", "dtype", "message"),
     [
-        ("int2", True, None, "quantization must be int8 or int4; got 'int2'."),
+        ("int2", True, None, "quantization must be int8, int8-dynamic or int4; got 'int2'."),
         ("int4", False, "float32", "int4 on a GPU computes in bfloat16; got dtype float32. Leave it out."),
     ],
 )
@@ -112,13 +158,14 @@ def test_what_there_is_no_kernel_for_is_refused(bits, on_cpu, dtype, message):
 
 
 @pytest.mark.parametrize(
-    ("module", "message"),
+    ("bits", "module", "message"),
     [
-        ("torchao.quantization", r"pip install 'chordal\[quantization\]'"),
-        ("torchao.prototype.quantization.int4", "int4 on a CPU needs a torchao that has it"),
+        ("int8", "torchao.quantization", r"pip install 'chordal\[quantization\]'"),
+        ("int4", "torchao.prototype.quantization.int4", "int4 on a CPU needs a torchao that has it"),
+        ("int8-dynamic", "torchao.utils", "int8-dynamic needs a torchao that knows which CPUs overflow"),
     ],
 )
-def test_what_is_not_installed_is_named(monkeypatch, module, message):
+def test_what_is_not_installed_is_named(monkeypatch, bits, module, message):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=message):
-        quantize("int4", on_cpu=True, dtype=None)
+        quantize(bits, on_cpu=True, dtype=None)

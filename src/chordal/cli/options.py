@@ -61,7 +61,11 @@ DeviceMap = Annotated[
     ),
 ]
 Quantization = Annotated[
-    str | None, typer.Option(metavar="BITS", help="int8 or int4: weights of linear layers in fewer bits.")
+    str | None,
+    typer.Option(
+        metavar="BITS",
+        help="int8 or int4: weights of linear layers in fewer bits; int8-dynamic: products too.",
+    ),
 ]
 TensorParallel = Annotated[
     bool, typer.Option("--tensor-parallel", help="Split every layer over the processes of torchrun.")

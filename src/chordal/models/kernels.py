@@ -1,8 +1,9 @@
 """Run a transformers backbone with faster kernels for the same formulas, without another model file.
 
 Two things dominate a forward pass of a few tokens on a CPU: calling operations, of which RMS norms as
-spelled out in Python are a quarter, and weight matrices that are repacked at every call. Both are
-replaced in place, only for inference, and only where the result is shown to be the same.
+spelled out in Python are a quarter, and weight matrices that are repacked at every call; linear layers of
+torchao that round their inputs to 8 bits do both in excess. All are replaced in place, only for inference,
+and only where the result is shown to be the same.
 """
 
 from __future__ import annotations
@@ -24,11 +25,17 @@ _PACK_BELOW_PARAMETERS = 500_000_000
 # the call outweighs what packing saves.
 _PACKED_FROM = 500_000
 
+# Both round inputs to 8 bits, with scales that differ by half a step.
+_LIKE_TORCHAO = 0.03
+
+# Rows of zeros are divided by this.
+_TINY = 1e-30
+
 
 def speed_up(model: torch.nn.Module) -> None:
     """Replace the norms and, on a CPU, the linear layers of a model in evaluation.
 
-    Modules that are hooked, quantised, split over processes or kept elsewhere stay as they are.
+    Modules that are hooked, quantised otherwise, split over processes or kept elsewhere stay as they are.
     """
     for module in filter(_is_untouched, model.modules()):
         eps = getattr(module, "variance_epsilon", None)
@@ -44,6 +51,14 @@ def speed_up(model: torch.nn.Module) -> None:
                 is_shared, num_bytes = num_users[id(module.weight)] > 1, module.weight.nbytes
                 module.forward = _packed_linear(module, is_shared=is_shared)  # type: ignore[assignment]
                 trimmer.count(num_bytes)
+    if on_cpu:
+        trimmer = Trimmer()
+        rounding: list[Any] = list(filter(_rounds_inputs, model.modules()))
+        for module in rounding:
+            num_bytes = module.weight.qdata.nbytes
+            if (forward := _int8_linear(module)) is not None:
+                module.forward = forward
+                trimmer.count(num_bytes)
 
 
 def _is_untouched(module: torch.nn.Module) -> bool:
@@ -51,6 +66,14 @@ def _is_untouched(module: torch.nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     is_tensor = type(weight) is torch.nn.Parameter and not weight.is_meta
     return is_tensor and "forward" not in vars(module)
+
+
+def _rounds_inputs(module: torch.nn.Module) -> bool:
+    """Whether a linear layer has 8-bit weights of torchao and rounds its inputs to 8 bits as it goes."""
+    weight = getattr(module, "weight", None)
+    is_int8 = type(module) is torch.nn.Linear and getattr(weight, "act_quant_kwargs", None) is not None
+    is_plain = is_int8 and all(hasattr(weight, name) for name in ("qdata", "scale"))
+    return is_plain and weight.device.type == "cpu" and "forward" not in vars(module)  # type: ignore[union-attr]
 
 
 def _fused_norm(weight: Any, eps: float) -> Callable[[Tensor], Tensor]:
@@ -93,4 +116,43 @@ def _packed_linear(module: torch.nn.Linear, *, is_shared: bool) -> Callable[[Ten
         y: Tensor = product(x.reshape(-1, x.shape[-1]), packed, bias, "none", [], "")
         return y.view(*x.shape[:-1], -1)
 
+    return forward
+
+
+@torch.no_grad()
+def _int8_linear(module: Any) -> Callable[[Tensor], Tensor] | None:
+    """Multiply in 8 bits with packed weights, in a third of the time of torchao's own code.
+
+    That product has one scale for all of its input. So each row is first divided by its largest number; it
+    then has a scale of its own, and does not depend on what is fed beside it. The weights as they were are
+    given up.
+
+    Returns:
+        What replaces `forward`, None if this build of torch has no such product.
+    """
+    weight, bias = module.weight, module.bias
+    product = torch.ops.onednn.qlinear_pointwise
+    scale_N, middle = weight.scale.flatten().float(), torch.tensor(128.5)
+    zero_N = torch.zeros(len(scale_N), dtype=torch.int64)
+
+    def forward(x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).float()
+        largest = torch.linalg.vector_norm(rows, torch.inf, 1, keepdim=True).clamp_(min=_TINY)
+        # Whole numbers from 1 to 255 around 128; what is converted is cut, so a half more rounds.
+        bytes_ = torch.addcmul(middle, rows, 127 / largest).to(torch.uint8)
+        y: Tensor = product(
+            bytes_, 1 / 127, 128, packed, scale_N, zero_N, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        y = (y * largest).view(*x.shape[:-1], -1).to(x.dtype)
+        return y if bias is None else y + bias
+
+    x = torch.randn(1, module.in_features, generator=torch.Generator().manual_seed(0)).to(weight.dtype)
+    try:
+        packed = torch.ops.onednn.qlinear_prepack(weight.qdata, None)
+        got, want = forward(x), module(x)
+    except (RuntimeError, AttributeError):
+        return None
+    if not (got - want).norm() <= _LIKE_TORCHAO * want.norm():
+        return None
+    module.weight = torch.nn.Parameter(scale_N.new_empty(0), requires_grad=False)
     return forward

@@ -205,7 +205,8 @@ class LanguageModel:
         """Have logits for so many tokens, as the model that this one works for.
 
         Models of one tokenizer may differ in how far their tables are filled up behind its last token:
-        what is missing gets no probability, what is too much is left out.
+        what is missing gets no probability and is read as the last token there is, what is too much is left
+        out.
         """
         self.vocab_size = size
 
@@ -277,6 +278,8 @@ class LanguageModel:
             row_5T = packed_5BT[:, p.row, p.queries]
             row_5T[0], row_5T[1], row_5T[2] = p.forward.tokens, p.forward.positions, p.slots
             row_5T[3], row_5T[4] = p.visible.start, p.visible.end
+        if self.vocab_size > self.architecture.vocab_size:
+            np.minimum(packed_5BT[0], self.architecture.vocab_size - 1, out=packed_5BT[0])
         return Batch(first_row, placed, used, packed_5BT)
 
     def _can_attend(
