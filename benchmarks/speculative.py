@@ -37,7 +37,8 @@ import transformers
 from common import conditions, generate, interleave, markdown, quartiles
 
 import chordal
-from chordal.bench.compare import Contender, Workload, describe_setup, task_workloads
+from chordal.bench.compare import Contender, describe_setup
+from chordal.bench.tasks.workload import Workload, load_tasks
 from chordal.bridges.transformers import with_drafter
 from chordal.cli.console import progress
 from chordal.cli.prompts import read_all_prompts
@@ -50,7 +51,13 @@ from chordal.training.grow import grow_checkpoint
 # What a decoder is measured with, one row of the tables each; those not named here run with their defaults.
 SETTINGS: dict[str, Sequence[Mapping[str, Any]]] = {
     "prompt_lookup": ({}, {"match": "last"}),
+    "copyspec": ({}, {"draft_model": True}),
+    "jacobi": ({}, {"ngram": 2, "num_branches": 0}),  # the second is plain Jacobi iteration
+    "token_recycling": ({}, {"tree": "3/2,1,0/1,0,0"}),
     "draft_model": ({}, {"num_draft": 20}),  # as many as transformers' assisted generation drafts
+    "rsd": ({}, {"tree": "constant", "widths": "2,1,1,1,1,1"}),
+    "pearl": ({"num_draft": 8},),
+    "first_finish": (),  # at temperature 0 it is plain decoding
 }
 NUM_DRAFT, MAX_NGRAM = 10, 3  # of transformers' prompt lookup, as the defaults of ours
 
@@ -175,6 +182,10 @@ def systems(
             print(f"{contender.label} left out: no {' or '.join(missing)} model", file=sys.stderr)
             continue
         chosen.append(System(contender.label, decoder.promise, partial(ours, model, contender)))
+        if contender.decoder == "pearl":
+            both = chordal.Model(chordal.Engine(model.engine.models, concurrent=True))
+            label = f"{contender.label}, concurrent"
+            chosen.append(System(label, decoder.promise, partial(ours, both, contender)))
     plain = model.family.default_decoder
     yield from sorted(chosen, key=lambda system: (system.label != plain, system.promise != "exact"))
 
@@ -348,7 +359,7 @@ def _workloads(
 ) -> list[Workload]:
     """Take graded tasks, or the prompts of a file, as token ids."""
     if data is None:
-        found = task_workloads(names, num_prompts, max_new_tokens=max_new_tokens)
+        found = load_tasks(names, num_prompts, max_new_tokens=max_new_tokens)
     else:
         found = [Workload(Path(data).name, read_all_prompts(data), max_new_tokens or 64)]
     return [
@@ -365,6 +376,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--target", help="model name or folder; else tiny-ar grown")
     parser.add_argument("--keep-target", type=Path, metavar="DIR", help="where to leave the grown target")
     parser.add_argument("--draft", default="tiny-draft", help="model of the same vocabulary (tiny-draft)")
+    parser.add_argument("--middle", help="model of the same vocabulary, of hierarchies; else the draft model")
     parser.add_argument("--dtype", default="bfloat16", help="of all models (bfloat16)")
     parser.add_argument("--device", help="of all models; a GPU if there is one")
     parser.add_argument("--threads", type=int, default=1, help="of torch (1)")
@@ -387,7 +399,12 @@ def main(args: Sequence[str] | None = None) -> None:
 
     with target_folder(given.target, given.keep_target) as target:
         model = chordal.load(
-            target, draft=given.draft, dtype=given.dtype, device=given.device, max_rows=max(batches)
+            target,
+            draft=given.draft,
+            middle=given.middle or given.draft,
+            dtype=given.dtype,
+            device=given.device,
+            max_rows=max(batches),
         )
         reference, draft = load_reference(target, model), load_reference(given.draft, model)
         workloads = _workloads(
@@ -421,6 +438,7 @@ def _conditions(
         **{key: setup[key] for key in ("model", "device", "dtype", "repeats")},
         **conditions(),
         "draft": given.draft,
+        "middle": given.middle or given.draft,
         "parameters": sum(weight.numel() for weight in reference.parameters()),
         "prompts": {workload.name: len(workload.prompts) for workload in workloads},
         "prompt_tokens": f"{lengths[0]}-{lengths[-1]}",

@@ -14,6 +14,7 @@ import numpy as np
 
 from chordal.decoders.decoder import Decoder, Decoding
 from chordal.decoders.speculate import speculate
+from chordal.drafters.draft import Draft, Drafter
 from chordal.errors import InputError
 from chordal.forward import Ints
 from chordal.sequence import Sequence
@@ -43,8 +44,12 @@ class Stutter(Decoder):
 
     def decode(self, seq: Sequence) -> Decoding:
         """Decode one sequence."""
-        return speculate(seq, self, num_draft=self.config.num_draft)
+        return speculate(seq, LastToken(), num_draft=self.config.num_draft)
 
-    def propose(self, committed: Ints, budget: int) -> Ints:
-        """Propose the last token, as often as the budget allows."""
-        return np.repeat(committed[-1:], budget)
+
+class LastToken(Drafter):
+    """Propose the last token, as often as the budget allows."""
+
+    def propose(self, text: Ints, budget: int) -> Draft:
+        """Propose what may follow a text."""
+        return Draft.chain(np.repeat(text[-1:], budget))

@@ -104,7 +104,7 @@ def test_every_system_stands_beside_plain_generation(speculative, tmp_path, caps
     speculative.main([*QUICK, "--tasks", "copy", "--batch-sizes", "1,2", "--json", str(stored)])
     out = capsys.readouterr().out
     assert list(rows_of(out, "ms a pass")) == [
-        f"{name}, batch {batch}" for name in ("target", "draft") for batch in (1, 2)
+        f"{name}, batch {batch}" for name in ("target", "draft", "middle") for batch in (1, 2)
     ]
     alone, together = rows_of(out, "batch 1"), rows_of(out, "batch 2")
     assert list(alone) == list(together)

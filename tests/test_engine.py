@@ -224,7 +224,7 @@ def draw_without_numbers(seq):
         (ask_for_nonsense, TypeError, "not iterable"),
         (commit_twice, DecodingError, "already committed"),
         (ask_an_unknown_model, InputError, "no model named drafts in this engine"),
-        (feed_an_unknown_token, IndexError, ""),
+        (feed_an_unknown_token, (InputError, IndexError), ""),
         (draw_without_numbers, ValueError, "needs one uniform number for each row"),
     ],
 )

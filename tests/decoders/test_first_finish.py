@@ -56,7 +56,7 @@ def run(models, decoder, settings=None, *, seeds, law=LAW, max_new_tokens=30, eo
 
 @pytest.fixture(scope="module")
 def models():
-    return {"target": tiny_model(seed=5), "draft": tiny_model(seed=1)}
+    return {name: tiny_model(seed=seed) for name, seed in (("target", 5), ("draft", 1), ("middle", 2))}
 
 
 @pytest.fixture(scope="module")

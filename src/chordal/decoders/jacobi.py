@@ -55,7 +55,7 @@ class Jacobi(Decoder):
     family = "autoregressive"
     promise = "exact"
     needs = ("causal",)
-    paper = "arXiv 2305.10427, 2402.02057, 2512.14681"
+    paper = "arXiv 2305.10427, 2402.02057"
     Config = JacobiConfig
 
     def decode(self, seq: Sequence) -> Decoding:
