@@ -485,7 +485,7 @@ def test_commits_are_numbered_by_the_forward_they_came_from():
 
 
 def requests(widths_by_row):
-    """Requests as the engine collects them, one for each width given for a row, numbered in place of branches."""
+    """Requests as the engine collects them, one for each width of a row, with numbers for branches."""
     at = {width: np.arange(width) for widths in widths_by_row for width in widths}
     return [
         _Ask(None, index, row, Forward(at[width], at[width], Causal(), slots=at[width]))
