@@ -7,10 +7,10 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constrain
 RECIPES := tiny-ar tiny-block tiny-mdm tiny-draft tiny-moe tiny-recurrent
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test install lint format bench models clean
+.PHONY: help demo test harness install lint format bench models clean
 
 # On models this small, handing work to a second thread costs more time than it saves.
-demo test: export OMP_NUM_THREADS ?= 1
+demo test harness: export OMP_NUM_THREADS ?= 1
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 16
@@ -18,8 +18,14 @@ help: ## List the targets
 demo: install ## Install, then compare decoders on the bundled models
 	@$(BIN)/chordal compare --demo
 
+# The reports' tests drive a headless Chromium (apt-get install chromium) and are skipped where there is none.
 test: lint ## Install, then lint, check types and run the default test suite
 	@$(BIN)/pytest -q -n 2 $(PYTEST_ARGS)
+
+# Half a gigabyte: not among the tools of every check.
+harness: install ## Install lm-evaluation-harness and test the bridge to it
+	@$(PIP) -e '.[dev,lm-eval]'
+	@$(BIN)/pytest -q tests/bridges/test_lm_eval.py
 
 install: $(VENV)/.installed ## Create .venv and install the package into it
 

@@ -539,3 +539,29 @@ def test_groups_keep_rows_whole_and_requests_in_order_and_waste_no_more_than_pas
             widths = row_widths(group).values()
             padding = sum(max(widths) - width for width in widths)
             assert padding <= chordal.engine._PASS_COST_TOKENS * (len(widths) - 1)
+
+
+def test_complete_reports_each_sequence_once_as_it_is_done():
+    model = TableModel(max_rows=2)
+    engine = Engine(model)
+    seqs = [make(model, length) for length in (5, 1, 3, 2)]
+    order = []
+    engine.complete([(Autoregressive(), seq) for seq in seqs], order.append)
+    assert order == [1, 2, 0, 3]
+    assert [len(seq.output) for seq in seqs] == [5, 1, 3, 2]
+
+
+def test_complete_cancels_all_if_its_listener_fails():
+    model = TableModel()
+    engine = Engine(model)
+    seqs = [make(model, length) for length in (5, 1)]
+    with pytest.raises(KeyError):
+        engine.complete([(Autoregressive(), seq) for seq in seqs], {}.__getitem__)
+    assert not engine.has_work
+    assert seqs[0].finish_reason == "cancelled"
+
+
+def test_complete_with_nothing_to_do_does_nothing():
+    engine = Engine(TableModel())
+    engine.complete([])
+    assert engine.passes == {"target": 0}

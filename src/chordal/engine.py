@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -189,6 +189,34 @@ class Engine:
         """Tick until every sequence is done."""
         while self.has_work:
             self.step()
+
+    def complete(
+        self, work: Seq[tuple[Decoder, Sequence]], on_finish: Callable[[int], None] | None = None
+    ) -> None:
+        """Submit sequences and tick until all of them are done.
+
+        Args:
+            work: Each with its decoder.
+            on_finish: Called with the number of each as it is done, in the order they finish.
+
+        Raises:
+            InputError: One cannot be decoded. Then, as with whatever `on_finish` raises, all are cancelled.
+        """
+        try:
+            for decoder, seq in work:
+                self.submit(decoder, seq)
+            open_ = list(range(len(work)))
+            while open_:
+                still_open = [index for index in open_ if not work[index][1].done]
+                if on_finish is not None:
+                    for index in sorted(set(open_) - set(still_open)):
+                        on_finish(index)
+                open_ = still_open
+                if open_:
+                    self.step()
+        finally:
+            for _, seq in work:
+                self.cancel(seq)
 
     def cancel(self, seq: Sequence) -> None:
         """End a sequence now and free its rows; harmless if it is done."""

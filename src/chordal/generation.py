@@ -157,26 +157,19 @@ class Model:
         # All prompts are checked before any is decoded.
         traces: list[list[Event]] = [[] for _ in given]
         seqs = [
-            self.sequence(prompt, request, [_appender(trace)] if request.trace else [])
+            self.sequence(prompt, request, [_Recorder(trace)] if request.trace else [])
             for prompt, trace in zip(given, traces, strict=True)
         ]
-        results: list[Generation | None] = [None] * len(given)
-        try:
-            for seq in seqs:
-                self.engine.submit(decoder, seq)
-            while None in results:
-                for index, seq in enumerate(seqs):
-                    if results[index] is None and seq.done:
-                        trace = traces[index] if request.trace else None
-                        results[index] = result = self._result(given[index], decoder, seq, trace)
-                        if on_finish is not None:
-                            on_finish(index, result)
-                if self.engine.has_work:
-                    self.engine.step()
-        finally:
-            for seq in seqs:
-                self.engine.cancel(seq)
-        return [result for result in results if result is not None]
+        results: dict[int, Generation] = {}
+
+        def finished(index: int) -> None:
+            trace = traces[index] if request.trace else None
+            results[index] = self._result(given[index], decoder, seqs[index], trace)
+            if on_finish is not None:
+                on_finish(index, results[index])
+
+        self.engine.complete([(decoder, seq) for seq in seqs], finished)
+        return [results[index] for index in range(len(given))]
 
     def stream(self, prompt: Prompt, *, listeners: Seq[Listener] = (), **settings: Any) -> Iterator[Chunk]:
         """Generate for one prompt and yield its text as it becomes certain.
@@ -197,7 +190,7 @@ class Model:
         request = make_request(settings)
         decoder = self.decoder(request)
         trace: list[Event] | None = [] if request.trace else None
-        own = [_appender(trace)] if trace is not None else []
+        own = [_Recorder(trace)] if trace is not None else []
         seq = self.sequence(prompt, request, [*own, *listeners])
         return self._stream(prompt, decoder, seq, trace)
 
@@ -438,8 +431,16 @@ def make_request(settings: Mapping[str, Any]) -> Request:
     return Request(**settings)
 
 
-def _appender(trace: list[Event]) -> Listener:
-    return lambda _, event: trace.append(event)
+class _Recorder:
+    """Keeps every event."""
+
+    wants_confidence = True
+
+    def __init__(self, trace: list[Event]) -> None:
+        self._trace = trace
+
+    def __call__(self, seq: Sequence, event: Event) -> None:
+        self._trace.append(event)
 
 
 def _as_list(prompts: Any) -> list[Prompt]:
