@@ -1,6 +1,8 @@
-"""Tiny seeded models, a small tokenizer and sequences of bytes, shared by all tests."""
+"""Tiny seeded models, a small tokenizer, sequences of bytes and a browser, shared by all tests."""
 
 from __future__ import annotations
+
+import shutil
 
 import numpy as np
 import pytest
@@ -42,6 +44,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_state(tmp_path_factory):
+    """What a benchmark remembers goes to a folder of the tests, not the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CHORDAL_STATE", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -113,3 +123,47 @@ def make_sequence():
         )
 
     return make
+
+
+# Nothing but the page under test: no sandbox to set up as root, no calls home.
+_BROWSER_FLAGS = """
+--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+--disable-component-update --disable-sync
+""".split()
+
+
+# Not for the whole session: while it is open, no other test could run an event loop of its own.
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.skip("needs Chromium, e.g. apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=executable, args=_BROWSER_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page of 1280 x 800 to open `path.as_uri()` in; the test is marked `browser`.
+
+    What the page logs as a warning or an error, throws, or asks the network for fails the test.
+    """
+    faults = []
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
+    page = context.new_page()
+    page.set_default_timeout(10_000)
+    page.on("pageerror", lambda error: faults.append(f"threw {error}"))
+    page.on("console", lambda line: faults.append(line.text) if line.type in ("warning", "error") else None)
+    page.on(
+        "request",
+        lambda request: (
+            None if request.url.startswith(("file:", "data:", "blob:")) else faults.append(request.url)
+        ),
+    )
+    yield page
+    context.close()
+    assert not faults

@@ -1,0 +1,58 @@
+"""Pages of one file: what is filled in stays what it is."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from chordal.html_page import make_page
+
+TEMPLATE = """<title>{{title}}</title><meta content="{{policy}}"><style>{{style}}</style>
+<script type="application/json">{{data}}</script><script>{{script}}</script>"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    folder = tmp_path / "some_pages"
+    folder.mkdir()
+    for name, text in (
+        ("__init__.py", ""),
+        ("a.html", TEMPLATE),
+        ("a.css", "p{}"),
+        ("a.js", "let x = `${1}`;"),
+    ):
+        (folder / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "some_pages"
+
+
+def data_of(page):
+    return re.search(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)[1]
+
+
+@pytest.mark.parametrize(
+    "text", ["</script><script>alert(1)</script>", "<!-- <script>", "&lt;", "{{script}}", "\u2028", '"\\']
+)
+def test_any_text_comes_back_from_the_data_and_ends_no_element(package, text):
+    page = make_page(package, "a", title="t", data={text: [text]})
+    assert json.loads(data_of(page)) == {text: [text]}
+    assert page.count("<script") == page.count("</script>") == 2
+    assert "<!--" not in page
+
+
+def test_a_title_is_text_and_no_mark(package):
+    page = make_page(package, "a", title="</title>{{data}}", data=1)
+    assert "<title>&lt;/title&gt;{{data}}</title>" in page
+
+
+def test_numbers_that_are_not_finite_become_text(package):
+    assert json.loads(data_of(make_page(package, "a", title="t", data=[float("nan")]))) == ["nan"]
+
+
+def test_the_policy_allows_the_script_of_the_page_and_nothing_else(package):
+    policy = re.search(r'content="(.*?)"', make_page(package, "a", title="t", data=1))[1]
+    assert policy.startswith("default-src 'none';")
+    # sha256 of the script's text, in base64.
+    assert "script-src 'sha256-gkPEuKKveU2HxLl0QT41ylHYmVRxYWnQh104vWnj4B8='" in policy
