@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import chordal
-from chordal.bench.compare import Contender, Row, compare, describe_setup, task_workloads
+from chordal.bench.compare import Contender, Row, compare, describe_setup
+from chordal.bench.tasks.workload import load_tasks
 
 TASKS = ("copy", "reverse", "sort", "arithmetic", "sudoku", "rename", "shuffle", "replace_random", "latin")
 
@@ -71,7 +72,7 @@ def tasks(num_prompts: int, json_path: Path | None, plot_path: Path | None) -> N
     for name, contenders in LINEUP.items():
         model = chordal.load(name, dtype="float32", max_rows=BATCH_SIZE)
         found[name] = {}
-        for workload in task_workloads(TASKS, num_prompts):
+        for workload in load_tasks(TASKS, num_prompts):
             found[name][workload.name] = compare(model, [workload], contenders, repeats=1)
             print(f"{name} {workload.name}", file=sys.stderr, flush=True)
         print(_table(name, found[name]), flush=True)
@@ -160,7 +161,7 @@ def long(num_prompts: int, repeats: int) -> None:
     for names, length, is_filled in ((("rename",), 128, False), (("copy", "arithmetic"), 256, True)):
         workloads = [
             dataclasses.replace(workload, max_new_tokens=length, grade=None if is_filled else workload.grade)
-            for workload in task_workloads(names, num_prompts)
+            for workload in load_tasks(names, num_prompts)
         ]
         rows = compare(model, workloads, LONG, repeats=repeats, ignore_eos=is_filled)
         print(

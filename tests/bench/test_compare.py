@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from chordal.bench.compare import Contender, Workload, compare, task_workloads
-from chordal.bench.tasks import CANVAS, GROUPS, TASKS
-from chordal.errors import DecodingError, InputError, UnknownNameError
+from chordal.bench.compare import Contender, compare
+from chordal.bench.tasks import CANVAS, TASKS, Grade
+from chordal.bench.tasks.workload import Workload
+from chordal.errors import DecodingError, InputError
 from chordal.models.family import Family
 
 WORKLOADS = [
-    Workload("graded", ["a", "b"], 4, grade=lambda index, text: text == "ab"[index]),
+    Workload("graded", ["a", "b"], 4, grade=lambda index, text: Grade.of(text == "ab"[index])),
     Workload("ungraded", ["c"]),
 ]
 
@@ -134,24 +135,6 @@ def test_failed_decoding_gives_no_row():
 def test_repeats_must_be_positive():
     with pytest.raises(InputError, match="repeats"):
         run(FakeModel({}), repeats=0)
-
-
-def test_groups_stand_for_their_tasks_and_none_comes_twice():
-    names = [workload.name for workload in task_workloads(["sudoku", "puzzles", "rename"], 1)]
-    assert names == ["sudoku", "latin", "rename"]
-    assert len(task_workloads(GROUPS, 1)) == len(TASKS)
-
-
-def test_unknown_task_has_near_matches():
-    with pytest.raises(UnknownNameError, match="Did you mean sudoku"):
-        task_workloads(["sudok"], 1)
-
-
-def test_grader_belongs_to_its_instance():
-    [workload] = task_workloads(["copy"], 3)
-    answers = [prompt.removeprefix("copy: ") for prompt in workload.prompts]
-    assert all(workload.grade(index, answer) for index, answer in enumerate(answers))
-    assert not workload.grade(0, answers[1])
 
 
 def test_canvas_of_each_group_holds_its_answers(tokenizer):

@@ -17,28 +17,11 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from chordal.bench.tasks import CANVAS, GROUPS, TASKS
-from chordal.errors import InputError, UnknownNameError
+from chordal.bench.tasks.workload import Workload
+from chordal.errors import InputError
 
 if TYPE_CHECKING:
     from chordal.generation import Generation, Model, Prompt
-
-
-@dataclass(frozen=True)
-class Workload:
-    """Prompts that are decoded together.
-
-    Attributes:
-        name: For the table, e.g. the task's.
-        prompts: As `Model.generate` takes them.
-        max_new_tokens: Most new tokens of each; None is the library's default.
-        grade: Tells whether a text answers the prompt of an index; None where nobody can tell.
-    """
-
-    name: str
-    prompts: Seq[Prompt]
-    max_new_tokens: int | None = None
-    grade: Callable[[int, str], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,8 +113,7 @@ def compare(
     """
     if repeats < 1:
         raise InputError(f"repeats must be at least 1; got {repeats}.")
-    plain = Contender(model.family.default_decoder, dict(model.family.plain_settings))
-    lineup = [plain, *(contender for contender in contenders if contender != plain)]
+    lineup = with_plain(model, contenders)
 
     def run(contender: Contender, workload: Workload, prompts: Seq[Prompt]) -> list[Generation]:
         results = model.generate(
@@ -172,28 +154,10 @@ def compare(
     ]
 
 
-def task_workloads(
-    names: Iterable[str], num_prompts: int, *, seed: int = 0, max_new_tokens: int | None = None
-) -> list[Workload]:
-    """Make the workloads of graded tasks from their held-out instances.
-
-    Args:
-        names: Tasks, or groups of them.
-        num_prompts: Of each task, at least 1.
-        seed: Of the instances.
-        max_new_tokens: For all of them; None takes the canvas of each task's group.
-
-    Raises:
-        UnknownNameError: No task or group has that name.
-    """
-    if num_prompts < 1:
-        raise InputError(f"the number of prompts must be at least 1; got {num_prompts}.")
-    chosen: dict[str, None] = {}
-    for name in names:
-        if name not in TASKS and name not in GROUPS:
-            raise UnknownNameError("task", name, {*TASKS, *GROUPS})
-        chosen.update(dict.fromkeys(task.name for task in TASKS.values() if name in (task.name, task.group)))
-    return [_task_workload(name, num_prompts, seed, max_new_tokens) for name in chosen]
+def with_plain(model: Model, contenders: Iterable[Contender]) -> list[Contender]:
+    """Put the plain decoder of the model's kind in front; nobody comes twice."""
+    plain = Contender(model.family.default_decoder, dict(model.family.plain_settings))
+    return list({contender.label: contender for contender in [plain, *contenders]}.values())
 
 
 def describe_setup(model: Model, *, repeats: int) -> dict[str, Any]:
@@ -221,17 +185,6 @@ def describe_setup(model: Model, *, repeats: int) -> dict[str, Any]:
     }
 
 
-def _task_workload(name: str, num_prompts: int, seed: int, max_new_tokens: int | None) -> Workload:
-    task = TASKS[name]
-    instances = list(itertools.islice(task.instances(seed), num_prompts))
-    return Workload(
-        name=name,
-        prompts=[instance.prompt for instance in instances],
-        max_new_tokens=max_new_tokens or CANVAS[task.group],
-        grade=lambda index, text: task.grade(instances[index], text),
-    )
-
-
 def _row(
     contender: Contender,
     workloads: Seq[Workload],
@@ -241,7 +194,7 @@ def _row(
     plain_seconds: Seq[float],
 ) -> Row:
     right = {
-        workload.name: [workload.grade(index, result.text) for index, result in enumerate(mine)]
+        workload.name: [bool(workload.grade(index, result.text)) for index, result in enumerate(mine)]
         for workload, mine in zip(workloads, results, strict=True)
         if workload.grade is not None
     }

@@ -11,14 +11,16 @@ import typer
 
 from chordal import strict_json
 from chordal.cli import options
-from chordal.cli.console import make_console, progress
+from chordal.cli.console import make_console, make_table, progress
+from chordal.cli.lineup import all_that_fit, decoders_of, note_unmeasured, read_lineup
 from chordal.cli.prompts import read_all_prompts
 from chordal.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from chordal.bench.compare import Contender, Workload
+    from chordal.bench.compare import Contender
+    from chordal.bench.tasks.workload import Workload
     from chordal.generation import Model
 
 EXAMPLES = """\b
@@ -29,6 +31,7 @@ Examples:
 
 _DEFAULT_TASKS = "copy,shuffle,sudoku,latin,arithmetic,rename"
 _TASKS_A_TABLE = 6
+_WORDS = ("decoder", "promise", "accuracy by task")
 
 
 @options.grouped
@@ -73,9 +76,9 @@ def compare(
         return
     if data is not None and tasks is not None:
         raise InputError("--data and --tasks both say what to decode; give one.")
-    lineup = _lineup(decoders, config)
+    lineup = read_lineup(decoders, config)
     prompts = read_all_prompts(data) if data is not None else None
-    from chordal.bench.compare import Workload, task_workloads
+    from chordal.bench.tasks.workload import Workload, load_tasks
 
     settings = sampling.settings()
     max_new_tokens = settings.pop("max_new_tokens")
@@ -83,9 +86,11 @@ def compare(
         workloads = [Workload(data, prompts, max_new_tokens)]
     else:
         names = [name.strip() for name in (tasks or _DEFAULT_TASKS).split(",")]
-        workloads = task_workloads(names, num_prompts, seed=sampling.seed, max_new_tokens=max_new_tokens)
+        workloads = load_tasks(names, num_prompts, seed=sampling.seed, max_new_tokens=max_new_tokens)
     loaded = loading.load(max_rows=batch_size)
-    lineup = _all_that_fit(loaded) if lineup is None else lineup
+    lineup = all_that_fit(loaded) if lineup is None else lineup
+    if prompts is not None:
+        note_unmeasured(loaded, decoders_of(lineup))
     report = _measure(loaded, workloads, lineup, repeats=repeats, **settings)
     if json_:
         print(strict_json.dumps(report, indent=2))
@@ -94,8 +99,8 @@ def compare(
 
 
 def _run_demo(as_json: bool) -> None:
-    from chordal.bench.compare import task_workloads
     from chordal.bench.demo import DEMO
+    from chordal.bench.tasks.workload import load_tasks
     from chordal.generation import load
     from chordal.models.checkpoint import bundled_models
 
@@ -108,7 +113,7 @@ def _run_demo(as_json: bool) -> None:
     for scene in DEMO:
         report = _measure(
             load(scene.model, max_rows=scene.batch_size),
-            task_workloads(scene.tasks, scene.num_prompts),
+            load_tasks(scene.tasks, scene.num_prompts),
             scene.contenders,
             repeats=scene.repeats,
         )
@@ -145,43 +150,6 @@ def _measure(
     }
 
 
-def _lineup(decoders: str | None, config: str | None) -> list[Contender] | None:
-    """Give the decoders that were asked for, None if all that fit are wanted."""
-    from chordal.bench.compare import Contender
-
-    lineup = [Contender(*options.read_config(config))] if config is not None else []
-    lineup += _parse_decoders(decoders) if decoders is not None else []
-    return lineup or None
-
-
-def _parse_decoders(text: str) -> list[Contender]:
-    """Read "a,b:x=1,y=2": an item with an equals sign but no colon is one more setting of the last."""
-    from chordal.bench.compare import Contender
-
-    groups: list[tuple[str, list[str]]] = []
-    for item in text.split(","):
-        name, colon, first = item.strip().partition(":")
-        if not colon and "=" in name and groups:
-            groups[-1][1].append(name)
-        elif name:
-            groups.append((name, [first] if colon else []))
-    if not groups:
-        raise InputError("--decoders needs at least one name; chordal list shows them.")
-    return [Contender(name, options.parse_settings(pairs)) for name, pairs in groups]
-
-
-def _all_that_fit(model: Model) -> list[Contender]:
-    from chordal.bench.compare import Contender
-    from chordal.registry import decoder_class, decoder_names
-
-    classes = {name: decoder_class(name) for name in decoder_names()}
-    return [
-        Contender(name)
-        for name, cls in classes.items()
-        if cls.fits(model.family) and model.engine.models.keys() >= set(cls.needs_models)
-    ]
-
-
 def _print_report(report: dict[str, Any]) -> None:
     console = make_console(sys.stdout)
     rows, names = report["rows"], list(report["rows"][0]["accuracies"])
@@ -215,26 +183,14 @@ def _main_table(rows: Sequence[dict[str, Any]]) -> Table:
     columns.pop("same\ntext" if rows[0]["accuracy"] is not None else "accuracy")
     if not any(row["draft_forwards"] for row in rows):
         columns.pop("draft\nforwards")
-    return _table(columns, rows)
+    return make_table(columns, rows, words=_WORDS)
 
 
 def _accuracy_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Table:
     columns: dict[str, Any] = {"accuracy by task": lambda row: row["label"]}
     for name in names:
         columns[name] = lambda row, name=name: _percent(row["accuracies"][name])
-    return _table(columns, rows)
-
-
-def _table(columns: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for header in columns:
-        is_text = header in ("decoder", "promise", "accuracy by task")
-        table.add_column(header, justify="left" if is_text else "right")
-    for row in rows:
-        table.add_row(*(cell(row) for cell in columns.values()))
-    return table
+    return make_table(columns, rows, words=_WORDS)
 
 
 def _percent(share: float) -> str:

@@ -81,12 +81,13 @@ def plan(
     prompts = read_all_prompts(data) if data is not None else None
     settings = options.parse_settings(set_ or ())
     acceptance = _acceptance_of(law) if law is not None else None
-    from chordal.bench.compare import describe_setup, task_workloads
+    from chordal.bench.compare import describe_setup
+    from chordal.bench.tasks.workload import load_tasks
     from chordal.planning.plan import Limits, make_plan
 
     request = sampling.settings()
     if prompts is None:
-        workloads = task_workloads(
+        workloads = load_tasks(
             [name.strip() for name in tasks.split(",")], num_prompts, max_new_tokens=request["max_new_tokens"]
         )
         prompts = [prompt for workload in workloads for prompt in workload.prompts]

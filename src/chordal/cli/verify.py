@@ -86,13 +86,14 @@ def verify(
         raise InputError("--data and --tasks both say what to decode; give one.")
     plain_config = options.parse_settings(plain_set or ())
     prompts = read_all_prompts(data) if data is not None else None
-    from chordal.bench.compare import describe_setup, task_workloads
+    from chordal.bench.compare import describe_setup
+    from chordal.bench.tasks.workload import load_tasks
     from chordal.verification.verify import verify
 
     settings = sampling.settings()
     if prompts is None:
         names = [name.strip() for name in (tasks or _DEFAULT_TASKS).split(",")]
-        workloads = task_workloads(names, num_prompts, seed=sampling.seed)
+        workloads = load_tasks(names, num_prompts, seed=sampling.seed)
         prompts = [prompt for workload in workloads for prompt in workload.prompts]
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open_output(out)) if out else None

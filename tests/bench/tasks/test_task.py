@@ -5,7 +5,19 @@ import random
 
 import pytest
 
-from chordal.bench.tasks import GROUPS, TASKS, Task, arithmetic, edits, is_held_out, list_ops, puzzles
+from chordal.bench.tasks import (
+    GROUPS,
+    PARALLELBENCH,
+    TASKS,
+    Grade,
+    Instance,
+    Task,
+    arithmetic,
+    edits,
+    is_held_out,
+    list_ops,
+    puzzles,
+)
 
 MODULES = (list_ops, puzzles, arithmetic, edits)
 
@@ -81,3 +93,43 @@ def test_about_one_in_sixteen_prompts_is_held_out(task):
 def test_split_of_a_prompt_never_changes():
     # A model trained under another split would have seen the prompts it is evaluated on.
     assert [n for n in range(60) if is_held_out(str(n))] == [28, 37, 49, 56]
+
+
+def test_prompt_with_worked_examples_is_a_chat():
+    alone = Instance("x", "question", "answer")
+    assert alone.request == "question"
+    shown = Instance("x", "question", "answer", shots=(("1 + 1", "2"), ("2 + 2", "4")))
+    assert [(message["role"], message["content"]) for message in shown.request] == [
+        ("user", "1 + 1"),
+        ("assistant", "2"),
+        ("user", "2 + 2"),
+        ("assistant", "4"),
+        ("user", "question"),
+    ]
+
+
+def test_a_grade_is_true_where_it_is_right():
+    assert Grade(True, 0.2, False)
+    assert not Grade(False, 0.2, False)
+    assert Grade.of(Grade(True, 0.2, False)) == Grade(True, 0.2, False)
+    assert Grade.of(True) == Grade(True, 1.0, True)
+
+
+def test_sizes_come_in_turn_in_either_split():
+    task = Task(
+        "x", "g", 1, lambda rng, size: Instance("x", f"{size} {rng.random()}", ""), bool, sizes=(3, 4, 5)
+    )
+    for split in ("train", "held_out"):
+        assert [instance.prompt[0] for instance in take(task, 7, split=split)] == [*"3453453"]
+
+
+@pytest.mark.parametrize("task", PARALLELBENCH.values(), ids=PARALLELBENCH)
+def test_every_task_of_parallelbench_is_seeded_held_out_and_rejects_nothing_said(task):
+    instances = take(task, 20, seed=5)
+    assert instances == take(task, 20, seed=5) != take(task, 20, seed=6)
+    for instance in instances:
+        assert instance.task == task.name
+        assert is_held_out(instance.prompt)
+        for text in ("", " \n", "?", "Sure!", "[]"):
+            grade = task.grade(instance, text)
+            assert (grade.right, grade.score, grade.strict) == (False, 0.0, False)

@@ -73,4 +73,7 @@ def _grade(instance: Instance, text: str) -> bool:
     return last == ["answer", str(instance.facts["result"])]
 
 
-TASKS = (Task("arithmetic", "arithmetic", _make, _grade),)
+# By the tokenizer of the bundled models.
+CANVAS = 20
+
+TASKS = (Task("arithmetic", "arithmetic", CANVAS, _make, _grade),)

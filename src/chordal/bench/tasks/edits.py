@@ -59,7 +59,10 @@ def _insert_line(rng: random.Random) -> Instance:
     return Instance("insert_line", f"after line {after} add {added}\n{text}", "\n".join(answer))
 
 
+# By the tokenizer of the bundled models.
+CANVAS = 64
+
 TASKS = (
-    Task("rename", "edits", _rename, same_text),
-    Task("insert_line", "edits", _insert_line, same_text),
+    Task("rename", "edits", CANVAS, _rename, same_text),
+    Task("insert_line", "edits", CANVAS, _insert_line, same_text),
 )

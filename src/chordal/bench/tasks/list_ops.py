@@ -119,15 +119,18 @@ def _grade_replace_random(instance: Instance, text: str) -> bool:
     return any(items == [*line[:at], name, *line[at + 1 :]] for at in range(len(line)))
 
 
+# By the tokenizer of the bundled models.
+CANVAS = 12
+
 TASKS = (
-    Task("copy", "lists", _copy, same_text),
-    Task("reverse", "lists", _reverse, same_text),
-    Task("sort", "lists", _sort, same_text),
-    Task("shuffle", "lists", _shuffle, _grade_shuffle, free=True),
-    Task("insert_index", "lists", _insert_index, same_text),
-    Task("insert_random", "lists", _insert_random, _grade_insert_random, free=True),
-    Task("remove_index", "lists", _remove_index, same_text),
-    Task("remove_random", "lists", _remove_random, _grade_remove_random, free=True),
-    Task("replace_index", "lists", _replace_index, same_text),
-    Task("replace_random", "lists", _replace_random, _grade_replace_random, free=True),
+    Task("copy", "lists", CANVAS, _copy, same_text),
+    Task("reverse", "lists", CANVAS, _reverse, same_text),
+    Task("sort", "lists", CANVAS, _sort, same_text),
+    Task("shuffle", "lists", CANVAS, _shuffle, _grade_shuffle, free=True),
+    Task("insert_index", "lists", CANVAS, _insert_index, same_text),
+    Task("insert_random", "lists", CANVAS, _insert_random, _grade_insert_random, free=True),
+    Task("remove_index", "lists", CANVAS, _remove_index, same_text),
+    Task("remove_random", "lists", CANVAS, _remove_random, _grade_remove_random, free=True),
+    Task("replace_index", "lists", CANVAS, _replace_index, same_text),
+    Task("replace_random", "lists", CANVAS, _replace_random, _grade_replace_random, free=True),
 )

@@ -77,7 +77,10 @@ def _grade_sudoku(instance: Instance, text: str) -> bool:
     return _cells(text) == _cells(instance.answer)
 
 
+# By the tokenizer of the bundled models.
+CANVAS = 20
+
 TASKS = (
-    Task("latin", "puzzles", _latin, _grade_latin, free=True),
-    Task("sudoku", "puzzles", _sudoku, _grade_sudoku),
+    Task("latin", "puzzles", CANVAS, _latin, _grade_latin, free=True),
+    Task("sudoku", "puzzles", CANVAS, _sudoku, _grade_sudoku),
 )

@@ -7,6 +7,7 @@ training never sees one, evaluation uses nothing else, whatever the seeds.
 
 from __future__ import annotations
 
+import itertools
 import random
 import zlib
 from collections.abc import Callable, Iterator
@@ -25,14 +26,51 @@ class Instance:
     Attributes:
         task: Name of the task it came from.
         prompt: What the user asks, without any chat template.
-        answer: One correct answer; other answers may be right as well.
+        answer: One correct answer; other answers may be right as well. Empty where none is known.
         facts: Grader inputs, e.g. the input list or the symbols of a square.
+        shots: Worked examples that go before, each what was asked and what was answered.
     """
 
     task: str
     prompt: str
     answer: str
     facts: dict[str, Any] = field(default_factory=dict)
+    shots: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def request(self) -> str | list[dict[str, str]]:
+        """The prompt as `Model.generate` takes it: a chat where there are worked examples."""
+        if not self.shots:
+            return self.prompt
+        turns = [*itertools.chain(*self.shots), self.prompt]
+        roles = itertools.cycle(("user", "assistant"))
+        return [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)]
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What a grader says of a text; true where it is right.
+
+    Attributes:
+        right: Whether the text answers the prompt, its form read generously.
+        score: How well, from 0 to 1; 1 or 0 where there are no degrees.
+        strict: Whether it is right in exactly the form that was asked for.
+    """
+
+    right: bool
+    score: float
+    strict: bool
+
+    def __bool__(self) -> bool:
+        return self.right
+
+    @classmethod
+    def of(cls, verdict: Grade | bool) -> Grade:
+        """Make a grade of a plain right or wrong."""
+        return verdict if isinstance(verdict, Grade) else cls(verdict, float(verdict), verdict)
+
+
+Grader = Callable[[Instance, str], "Grade | bool"]
 
 
 @dataclass(frozen=True)
@@ -41,26 +79,33 @@ class Task:
 
     Attributes:
         name: Lower-case name, unique.
-        group: Family used for reporting: "lists", "puzzles", "arithmetic" or "edits".
-        make: Draw one instance from a random number generator.
-        grade: Whether a text answers the instance; surrounding white space never matters.
+        group: Family used for reporting: "lists", "puzzles", "arithmetic", "edits", "parallelbench" or
+            "parallelbench_n15".
+        canvas: Tokens that hold every answer and little more. A masked-diffusion model fills a canvas of
+            this length; for the others it is the limit.
+        make: Draw one instance from a random number generator, of a given size where there are `sizes`.
+        grade: Whether, or how well, a text answers the instance; surrounding white space never matters.
         free: True if several answers are valid, so that the positions of the answer depend on each
             other given the prompt and committing them in parallel must cost accuracy.
+        sizes: Sizes that the instances have in turn, so that any number of them is balanced.
     """
 
     name: str
     group: str
-    make: Callable[[random.Random], Instance]
-    grade: Callable[[Instance, str], bool]
+    canvas: int
+    make: Callable[..., Instance]
+    grade: Grader
     free: bool = False
+    sizes: tuple[int, ...] = ()
 
     def instances(self, seed: int, split: Split = "held_out") -> Iterator[Instance]:
         """Yield instances of one split forever, the same ones for the same seed."""
         rng = random.Random(f"{self.name}:{split}:{seed}")
-        while True:
-            instance = self.make(rng)
-            if is_held_out(instance.prompt) == (split == "held_out"):
-                yield instance
+        for size in itertools.cycle([(size,) for size in self.sizes] or [()]):
+            instance = self.make(rng, *size)
+            while is_held_out(instance.prompt) != (split == "held_out"):
+                instance = self.make(rng, *size)
+            yield instance
 
 
 def is_held_out(prompt: str) -> bool:
