@@ -5,32 +5,9 @@ import dataclasses
 import pytest
 
 from chordal.bench import demo
-from chordal.bench.compare import Contender
-from chordal.cli.compare import _parse_decoders
-from chordal.errors import InputError
 from chordal.registry import decoder_class, decoder_names
 
 QUICK = ["--num-prompts", 2, "--repeats", 1, "--max-new-tokens", 4]
-
-
-def test_label_of_a_row_can_be_given_back():
-    contender = Contender("b", {"x": 1, "y": None})
-    assert _parse_decoders(contender.label) == [contender]
-
-
-def test_items_without_colon_are_settings_of_the_decoder_before():
-    assert _parse_decoders("a,b:x=1,y=none,c:z=text, d ") == [
-        Contender("a"),
-        Contender("b", {"x": 1, "y": None}),
-        Contender("c", {"z": "text"}),
-        Contender("d"),
-    ]
-
-
-@pytest.mark.parametrize("text", ["", ",", "a:", "a:x", "x=1:y"])
-def test_decoders_that_cannot_be_read_are_refused(text):
-    with pytest.raises(InputError):
-        _parse_decoders(text)
 
 
 def test_plain_decoder_is_the_first_row(run):

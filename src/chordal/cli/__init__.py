@@ -14,13 +14,16 @@ from typing import Annotated
 import typer
 
 from chordal import __version__
+from chordal.cli import bench as bench
 from chordal.cli import compare as compare
 from chordal.cli import convert as convert
 from chordal.cli import generate as generate
 from chordal.cli import inspect as inspect
 from chordal.cli import listing as listing
 from chordal.cli import plan as plan
+from chordal.cli import trace as trace
 from chordal.cli import train as train
+from chordal.cli import tune as tune
 from chordal.cli import verify as verify
 from chordal.errors import ChordalError, InputError
 
@@ -49,12 +52,15 @@ app = typer.Typer(
     },
 )
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
+app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
 app.command("list", epilog=listing.EXAMPLES)(listing.list_)
 app.command("plan", epilog=plan.EXAMPLES)(plan.plan)
+app.command("trace", epilog=trace.EXAMPLES)(trace.trace)
 app.command("train", epilog=train.EXAMPLES)(train.train)
+app.command("tune", epilog=tune.EXAMPLES)(tune.tune)
 app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
 
 
@@ -84,7 +90,9 @@ def main(args: list[str] | None = None) -> int:
         # A terminal that cannot show a character shows its number instead of failing.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     try:
-        code = typer.main.get_command(app).main(args=given, prog_name="chordal", standalone_mode=False)
+        code = typer.main.get_command(app).main(
+            args=given, prog_name="chordal", standalone_mode=False, obj=given
+        )
         sys.stdout.flush()
         return code or 0
     except (InputError, _UsageError) as error:

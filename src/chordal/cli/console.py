@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from chordal.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 # Wide enough for every table we print: lines that a program or a file reads are never wrapped.
 _PIPE_WIDTH = 160
@@ -37,6 +38,26 @@ def make_console(stream: TextIO) -> Console:
         markup=False,
         emoji=False,
     )
+
+
+def make_table(
+    columns: Mapping[str, Callable[[Any], str]], rows: Iterable[Any], *, words: Collection[str]
+) -> Table:
+    """Make a plain table; numbers stand on the right.
+
+    Args:
+        columns: What makes the cell of a row, by header.
+        rows: What the cells are made of.
+        words: Headers of columns that hold words, which stand on the left.
+    """
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for header in columns:
+        table.add_column(header, justify="left" if header in words else "right")
+    for row in rows:
+        table.add_row(*(cell(row) for cell in columns.values()))
+    return table
 
 
 def open_output(path: str) -> TextIO:

@@ -22,6 +22,7 @@ from chordal.forward import Forward, Hidden, Ints, Logits, Reading, Visible
 from chordal.models.architecture import Architecture, LayerKind, reads_only_embeddings
 from chordal.models.cache import SlotCache
 from chordal.models.family import Family
+from chordal.models.fingerprint import fingerprint
 from chordal.models.kernels import speed_up
 from chordal.models.reading import LogitsRead, read_logits
 from chordal.models.routers import Fed, Routers
@@ -100,6 +101,7 @@ class LanguageModel:
         self, model: Any, family: Family, tokenizer: Any = None, *, name: str = "model", max_rows: int = 64
     ):
         self.model = model.eval()
+        self.fingerprint = fingerprint(model)  # before weights are packed
         speed_up(model)
         self.architecture = Architecture.of(model)
         self.routers = Routers(self.architecture.backbone, self.architecture.device)
