@@ -306,3 +306,7 @@ class Reading:
     change: Any = None
     candidates: Any = None
     experts: Any = None
+
+    def probs_at(self, rows: Ints | slice) -> Floats | None:
+        """Give `probs` of some of the rows read, None if they were not asked for."""
+        return None if self.probs is None else self.probs[rows]

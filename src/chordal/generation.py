@@ -89,7 +89,7 @@ class Request:
         stop_strings: The text ends before the first of these.
         ignore_eos: Do not stop at the model's stop tokens.
         chat: Put text prompts into the model's chat template; None does so if it has one.
-        trace: Keep every event in the result.
+        trace: Keep every event in the result, with confidences.
     """
 
     decoder: str | Decoder | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from chordal.ops.sampling import Law
 from chordal.stats import TARGET, Stats
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+EventKind = Literal["commit", "draft", "guess"]
 UNCOMMITTED = -1
 
 
@@ -47,21 +48,30 @@ class Event:
 
     Attributes:
         kind: "commit" for tokens that became final, "draft" for tokens that were proposed for
-            verification; a draft comes before what its forward pass commits.
+            verification, "guess" for all tokens that stand for now where nothing is final, in place of
+            those of the guess before. A draft comes before what its forward pass commits, a guess behind it.
         forward: Number of the target's forward pass it came from, counted from 1; of what another model
             wrote, the last one before it, 0 if there was none.
         positions: Absolute positions, int `[n]`.
         tokens: Token ids, int `[n]`.
-        num_accepted: Of a draft, how many of its tokens were kept.
+        confidence: Probability that each token had where it was decided, as the decoder read it, float `[n]`
+            with NaN where it is not known; None if none is. Of a draft, its drafter's.
+        kept: Of a draft, which of its tokens were kept, int `[a]`.
         parents: Of a draft with branches, the parent of each token; see `ops.tree`.
     """
 
-    kind: Literal["commit", "draft"]
+    kind: EventKind
     forward: int
     positions: Ints
     tokens: Ints
-    num_accepted: int = 0
+    confidence: Floats | None = None
+    kept: Ints | None = None
     parents: Ints | None = None
+
+    @property
+    def num_accepted(self) -> int:
+        """Of a draft, how many of its tokens were kept."""
+        return 0 if self.kept is None else len(self.kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +101,7 @@ class Ending:
     num_characters: int | None = None
 
 
+# One whose attribute `wants_confidence` is true makes decoders read how sure the model was.
 Listener = Callable[["Sequence", Event], None]
 
 
@@ -165,6 +176,11 @@ class Sequence:
         """Text of the result so far, without the stop token and cut before a stop string."""
         return self._text(self.output, self._ending)
 
+    @property
+    def wants_confidence(self) -> bool:
+        """Whether somebody listens who wants to know how confident the model was."""
+        return any(getattr(listener, "wants_confidence", False) for listener in self.listeners)
+
     def open_canvas(self, end: int) -> None:
         """Fill the positions from the frontier to `end` with the mask token, to be committed in any order."""
         if self.family.mask_id is None:
@@ -179,24 +195,57 @@ class Sequence:
         """List the uncommitted positions of `start <= position < end`."""
         return start + np.flatnonzero(self.committed_at[start:end] == UNCOMMITTED)
 
-    def append(self, tokens: Ints, *, draft: Ints | None = None, parents: Ints | None = None) -> None:
+    def append(
+        self,
+        tokens: Ints,
+        *,
+        confidence: Floats | None = None,
+        draft: Ints | None = None,
+        parents: Ints | None = None,
+        draft_confidence: Floats | None = None,
+    ) -> None:
         """Commit a span right behind the frontier; what exceeds the length limit is dropped.
 
         Args:
             tokens: The span.
+            confidence: Probability of each token, if it was read.
             draft: What had been proposed for it; counted here, as accepted as far as the span begins
                 with it and the text does not end before.
             parents: Of a draft that is a tree, the parent of each token; see `ops.tree`.
+            draft_confidence: Probability that the drafter gave each token of the draft, if it is known.
         """
         tokens = tokens[: self.limit - self.frontier]
+        confidence = None if confidence is None else confidence[: len(tokens)]
         positions = np.arange(self.frontier, self.frontier + len(tokens))
         self.canvas_end = max(self.canvas_end, self.frontier + len(tokens))
-        self.commit(positions, tokens, draft=draft, parents=parents)
+        self.commit(
+            positions,
+            tokens,
+            confidence=confidence,
+            draft=draft,
+            parents=parents,
+            draft_confidence=draft_confidence,
+        )
 
     def commit(
-        self, positions: Ints, tokens: Ints, *, draft: Ints | None = None, parents: Ints | None = None
+        self,
+        positions: Ints,
+        tokens: Ints,
+        *,
+        confidence: Floats | None = None,
+        draft: Ints | None = None,
+        parents: Ints | None = None,
+        draft_confidence: Floats | None = None,
     ) -> None:
         """Make tokens final, in any order and at any positions that are not yet committed.
+
+        Args:
+            positions: Where they stand.
+            tokens: The tokens.
+            confidence: As for `append`, and so are the rest.
+            draft: What had been proposed for them.
+            parents: Of a draft that is a tree.
+            draft_confidence: Of a draft.
 
         Raises:
             DecodingError: A position is already committed, or a token is the mask token; both would
@@ -220,8 +269,13 @@ class Sequence:
         committed_before, self.stats.committed_tokens = self.stats.committed_tokens, len(self.output)
         if draft is not None and len(draft):
             num = self.stats.committed_tokens - committed_before
-            self._count_draft(draft, parents, tokens[:num], before)
-        self._emit("commit", forward, positions, tokens)
+            self._count_draft(draft, parents, draft_confidence, tokens[:num], before)
+        self._emit("commit", positions, tokens, confidence)
+
+    def guess(self, positions: Ints, tokens: Ints, confidence: Floats | None = None) -> None:
+        """Tell listeners of every token that stands for now and may change, in place of earlier guesses."""
+        if not self.done:
+            self._emit("guess", positions, tokens, confidence)
 
     def offer(self, tokens: Ints, score: float) -> None:
         """Hand on one of several texts, the best first; what lies behind its end is cut.
@@ -264,7 +318,10 @@ class Sequence:
     ) -> Sample:
         """Ask for a token under this request's law at each row; `positions` are what the rows predict."""
         drawn = None if self.law.is_greedy else self.uniforms(positions, purpose, draw)
-        return Sample(rows, self.law, drawn, **more)  # type: ignore[arg-type]
+        read = Sample(rows, self.law, drawn, **more)  # type: ignore[arg-type]
+        if self.wants_confidence and "probs" not in read.scores:
+            read = replace(read, scores=(*read.scores, "probs"))
+        return read
 
     def finish(self, reason: FinishReason, error: Exception | None = None) -> None:
         """End the sequence; the first reason stays."""
@@ -272,14 +329,15 @@ class Sequence:
             self.finish_reason, self.error = reason, error
             self.stats.wall_s = time.perf_counter() - self.stats.started
 
-    def _count_draft(self, draft: Ints, parents: Ints | None, tokens: Ints, start: int) -> None:
+    def _count_draft(
+        self, draft: Ints, parents: Ints | None, confidence: Floats | None, tokens: Ints, start: int
+    ) -> None:
         """Count a draft for the tokens that were committed from `start` on."""
         depth = np.arange(len(draft)) if parents is None else tree.depths(parents) - 1
-        num_accepted = len(tree.follow(draft, tree.chain(len(draft)) if parents is None else parents, tokens))
+        kept = tree.follow(draft, tree.chain(len(draft)) if parents is None else parents, tokens)
         self.stats.draft_tokens += len(draft)
-        self.stats.accepted_tokens += num_accepted
-        forward = self.stats.forwards.get(TARGET, 0)
-        self._emit("draft", forward, start + depth, draft, num_accepted, parents)
+        self.stats.accepted_tokens += len(kept)
+        self._emit("draft", start + depth, draft, confidence, kept, parents)
 
     def _check_stop(self, before: int) -> None:
         """End at the first stop condition inside what just became part of the committed prefix."""
@@ -309,14 +367,15 @@ class Sequence:
 
     def _emit(
         self,
-        kind: Literal["commit", "draft"],
-        forward: int,
+        kind: EventKind,
         positions: Ints,
         tokens: Ints,
-        num_accepted: int = 0,
+        confidence: Floats | None = None,
+        kept: Ints | None = None,
         parents: Ints | None = None,
     ) -> None:
         if self.listeners:
-            event = Event(kind, forward, positions.copy(), tokens.copy(), num_accepted, parents)
+            forward = self.stats.forwards.get(TARGET, 0)
+            event = Event(kind, forward, positions.copy(), tokens.copy(), confidence, kept, parents)
             for listener in self.listeners:
                 listener(self, event)

@@ -72,7 +72,7 @@ def terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setattr("chordal.cli.console.is_terminal", lambda stream: stream is sys.stdout)
-    for module in ("generate", "watch"):
+    for module in ("generate", "trace", "watch"):
         monkeypatch.setattr(f"chordal.cli.{module}.is_terminal", lambda stream: stream is sys.stdout)
 
 

@@ -399,7 +399,7 @@ def test_trace_tells_what_was_committed_when(run, tmp_path):
     by_position = {
         position: token
         for event in trace.events
-        for position, token in zip(event["positions"], event["tokens"], strict=True)
+        for position, token in zip(event.positions, event.tokens, strict=True)
     }
     assert [by_position[position] for position in sorted(by_position)] == shown["tokens"]
     assert trace.end["stats"] == shown["stats"]

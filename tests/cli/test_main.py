@@ -11,7 +11,19 @@ from chordal import __version__
 from chordal.cli import app, main
 from chordal.testing.published_llada import write_llada
 
-COMMANDS = ["generate", "compare", "inspect", "convert", "list", "plan", "train", "verify"]
+COMMANDS = [
+    "generate",
+    "bench",
+    "compare",
+    "inspect",
+    "convert",
+    "list",
+    "plan",
+    "trace",
+    "train",
+    "tune",
+    "verify",
+]
 HEAVY = {"torch", "transformers", "tokenizers", "numpy", "rich", "safetensors"}
 
 

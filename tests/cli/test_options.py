@@ -213,3 +213,15 @@ def test_several_processes_do_not_share_standard_input(run, args):
     shown = run("generate", *args, "--tensor-parallel", stdin=PROMPT)
     assert shown.code == 2
     assert "processes cannot share standard input" in shown.err
+
+
+def test_a_yaml_file_is_read_by_its_ending(tmp_path):
+    path = tmp_path / "tuned.yaml"
+    path.write_text("decoder: threshold\nsettings:\n  threshold: 0.8\n  feed: dual\nwhy: 'fast: it is'\n")
+    assert read_config(str(path)) == ("threshold", {"threshold": 0.8, "feed": "dual"})
+    path.write_text("decoder: [threshold\n")
+    with pytest.raises(InputError, match=r"tuned\.yaml must be YAML"):
+        read_config(str(path))
+    path.write_text("- threshold\n")
+    with pytest.raises(InputError, match="must hold an object"):
+        read_config(str(path))

@@ -17,6 +17,7 @@ import typer
 from chordal import strict_json
 from chordal.cli import options
 from chordal.cli.console import is_terminal, note, open_output, progress
+from chordal.cli.lineup import note_unmeasured
 from chordal.cli.prompts import PromptLine, count_prompts, open_prompts, read_prompts
 from chordal.errors import InputError
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\b
 Examples:
-  chordal generate "reverse: Ana Ben Cleo Dan" --decoder prompt_lookup --stats
+  chordal generate "reverse: Ana Ben Cleo Dan" --decoder prompt_lookup --stats --trace trace.jsonl
   chordal generate --model tiny-mdm --decoder threshold --watch "sort: Mia Leo Ana"
 """
 
@@ -57,7 +58,7 @@ def generate(
     json_: options.Json = False,
     stats: Annotated[bool, typer.Option("--stats", help="Print the counters on stderr.")] = False,
     trace: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write every draft and commit as JSON lines.")
+        str | None, typer.Option(metavar="FILE", help="Write every draft and commit, for chordal trace.")
     ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Show tokens where and when they are committed, by forward pass.")
@@ -89,6 +90,8 @@ def generate(
         if output and file and Path(file).exists() and Path(file).samefile(output):
             raise InputError(f"{output} holds the prompts; write the results to another file.")
 
+        from chordal.generation import make_request
+
         loaded = loading.load(max_rows=1 if lines is None else batch_size)
         out = outputs[output] if output else sys.stdout
         if lines is not None:
@@ -109,6 +112,7 @@ def generate(
                 watch_delay=watch_delay if watch else None,
             )
             exit_code, counters, wall_s = 0, _counters(result.stats), result.stats["wall_s"]
+    note_unmeasured(loaded, [loaded.decoder(make_request(settings))])
     if stats:
         note(_stats_line(counters, wall_s))
     return exit_code

@@ -106,8 +106,8 @@ Config = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help='Decoder and settings from a JSON object with "decoder" and "settings", as chordal plan --out '
-        "writes it; --decoder and --set come first.",
+        help='Decoder and settings from an object with "decoder" and "settings", YAML or JSON, as chordal '
+        "tune and plan write it; --decoder and --set come first.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -230,22 +230,36 @@ def grouped(command: Callable[..., _Result]) -> Callable[..., _Result]:
 
 
 def read_config(path: str) -> tuple[str, dict[str, Any]]:
-    """Read a decoder's name and its settings from a JSON file; other keys do not matter.
+    """Read a decoder's name and its settings from a file; other keys do not matter.
+
+    Args:
+        path: YAML if it ends in .yaml or .yml, else JSON.
 
     Raises:
         InputError: It cannot be read, or has no decoder.
     """
+    is_yaml = path.endswith((".yaml", ".yml"))
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        document = _parse_yaml(text) if is_yaml else json.loads(text)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} must be JSON: {error}.") from None
+        raise InputError(f"{path} must be {'YAML' if is_yaml else 'JSON'}: {error}.") from None
     name = document.get("decoder") if isinstance(document, dict) else None
     settings = document.get("settings", {}) if isinstance(document, dict) else None
     if not isinstance(name, str) or not isinstance(settings, dict):
         raise InputError(f'{path} must hold an object with "decoder", a name, and "settings", an object.')
     return name, settings
+
+
+def _parse_yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 _WORDS: dict[str, Setting] = {"true": True, "false": False, "none": None, "null": None}

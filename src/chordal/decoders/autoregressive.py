@@ -46,4 +46,4 @@ class Autoregressive(Decoder):
             )
 
             num_cached = seq.frontier
-            seq.append(reading.tokens)
+            seq.append(reading.tokens, confidence=reading.probs)

@@ -21,7 +21,7 @@ import torch
 
 from chordal.decoders.decoder import Decoder, Decoding
 from chordal.errors import InputError
-from chordal.forward import Blocks, Forward, Ints, Logits, Sees, Together
+from chordal.forward import Blocks, Floats, Forward, Ints, Logits, Reading, Sees, Together
 from chordal.models.family import Family, Kind
 from chordal.models.reading import read_logits
 from chordal.ops.experts import Routing
@@ -293,7 +293,9 @@ def denoise(
             # Stop: everything that is still masked is committed as it is seen now.
             if stop is not None and stop(seq, targets, reading.gap):
                 is_masked = seq.committed_at[targets] == UNCOMMITTED
-                seq.commit(targets[is_masked], reading.tokens[is_masked])
+                seq.commit(
+                    targets[is_masked], reading.tokens[is_masked], confidence=reading.probs_at(is_masked)
+                )
                 return
 
             # Commit.
@@ -313,7 +315,9 @@ def denoise(
                 )
                 chosen = rule(candidates)
                 chosen.sort()
-                seq.commit(plan.candidates[chosen], candidates.tokens[chosen])
+                tokens = candidates.tokens[chosen]
+                confidence = _confidence(reading, candidates_at[chosen], tokens)
+                seq.commit(plan.candidates[chosen], tokens, confidence=confidence)
             num_left = len(seq.masked(block.start, block.end))
             step += 1
         if seq.done:
@@ -354,6 +358,13 @@ def _logits(
     )
     given, without = yield pair
     return guide(given.logits, without.logits, cfg_scale)
+
+
+def _confidence(reading: Reading, rows: Ints, tokens: Ints) -> Floats | None:
+    """Give the probability of tokens read at some rows; of what a rule put in their place it is not known."""
+    if reading.probs is None:
+        return None
+    return np.where(tokens == reading.tokens[rows], reading.probs[rows], np.nan)
 
 
 def _contexts(seq: Sequence, count: int) -> tuple[Ints, ...] | None:

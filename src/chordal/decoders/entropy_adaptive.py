@@ -84,7 +84,7 @@ class EntropyAdaptive(Decoder):
             if is_switch and config.redo:
                 entropies.pop()
             else:
-                seq.append(reading.tokens)
+                seq.append(reading.tokens, confidence=reading.probs)
                 run += 1
             if is_switch:
                 active, run = following, 0

@@ -144,8 +144,8 @@ def explore_then_exploit(seq: Sequence, config: ETEConfig, rounds: list[Round]) 
                 settled, guess = [*settled, guess.settle(0)], None
 
         if settled:
-            positions, tokens, _ = zip(*sorted(settled), strict=True)
-            seq.commit(np.array(positions), np.array(tokens))
+            positions, tokens, known = zip(*sorted(settled), strict=True)
+            seq.commit(np.array(positions), np.array(tokens), confidence=np.array(known))
         # A hot law may draw what the model gives no probability at all.
         information = sum(-math.log(prob) if prob else math.inf for *_, prob in settled)
         rounds.append(Round(len(settled), information, len(canvases), explored, kept))

@@ -107,4 +107,4 @@ def store(seq: Sequence, start: int, end: int, sees: Sees) -> Decoding:
         )
     reading = yield Forward(seq.tokens[start:end], positions, sees, read, slots=positions)
     if read is not None:
-        seq.commit(following, reading.tokens)
+        seq.commit(following, reading.tokens, confidence=reading.probs)

@@ -29,7 +29,7 @@ import numpy as np
 
 from chordal.decoders.decoder import Decoder, Decoding
 from chordal.errors import InputError
-from chordal.forward import Blocks, Forward, Full, Ints, Logits, Reading, Sample, Sees, Visible
+from chordal.forward import Blocks, Floats, Forward, Full, Ints, Logits, Reading, Sample, Sees, Visible
 from chordal.models.reading import read_logits
 from chordal.ops.unmask import above_threshold
 from chordal.policies.feed import FeedName
@@ -82,7 +82,11 @@ class FreeDave(Decoder):
         """Decode one sequence."""
         config: FreeDaveConfig = self.config
         canvas = _open_canvas(seq, config)
-        last = _State(seq.tokens[: canvas.end].copy(), seq.masked(seq.num_prompt, canvas.end))
+        last = _State(
+            seq.tokens[: canvas.end].copy(),
+            seq.masked(seq.num_prompt, canvas.end),
+            np.full(canvas.end, np.nan),
+        )
         drafts = [last]
         while not seq.done:
             # Verify: one pass over all drafts. D_0 is certain.
@@ -98,7 +102,7 @@ class FreeDave(Decoder):
                 ]
                 reached = drafts[agreeing[-1]] if agreeing else following
                 new = np.setdiff1d(last.masked, reached.masked)
-                seq.commit(new, reached.tokens[new])
+                seq.commit(new, reached.tokens[new], confidence=reached.probs[new])
                 if not agreeing:
                     break
                 at = agreeing[-1]
@@ -119,15 +123,17 @@ class _State:
     Attributes:
         tokens: Of prompt and canvas, int `[end]`.
         masked: Positions that are still masked, ascending.
+        probs: Probability of each token that was filled in, float `[end]`, else NaN.
     """
 
     tokens: Ints
     masked: Ints
+    probs: Floats
 
-    def fill(self, positions: Ints, tokens: Ints) -> _State:
-        filled = self.tokens.copy()
-        filled[positions] = tokens
-        return _State(filled, np.setdiff1d(self.masked, positions))
+    def fill(self, positions: Ints, tokens: Ints, probs: Floats) -> _State:
+        filled, known = self.tokens.copy(), self.probs.copy()
+        filled[positions], known[positions] = tokens, probs
+        return _State(filled, np.setdiff1d(self.masked, positions), known)
 
     def agrees(self, target: _State, match: Match) -> bool:
         """Whether this is the target or, by subset, could become it."""
@@ -222,7 +228,8 @@ class _Canvas:
             logits_RV, rows = reading.logits[rows], np.arange(len(rows))
             [reading] = read_logits(logits_RV, [self._sample(state, rows, candidates)])
         chosen = above_threshold(reading.probs[rows], self.threshold)
-        return state.fill(candidates[chosen], reading.tokens[rows[chosen]])
+        at = rows[chosen]
+        return state.fill(candidates[chosen], reading.tokens[at], reading.probs[at])
 
     def can_verify(self, draft: _State, base: _State) -> bool:
         """Whether the pass of a certain state can be that of a draft as well."""

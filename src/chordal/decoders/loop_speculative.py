@@ -18,7 +18,7 @@ import numpy as np
 from chordal.decoders.decoder import Decoder, Decoding
 from chordal.decoders.recurrent_depth import feed_causal
 from chordal.errors import InputError
-from chordal.forward import Loops
+from chordal.forward import Floats, Loops
 from chordal.sequence import Sequence
 
 
@@ -56,11 +56,12 @@ class LoopSpeculative(Decoder):
         while not seq.done:
             # Draft: what is written here, verification writes again.
             budget = min(config.num_draft, seq.limit - seq.frontier - 1) if num_cached else 0
-            draft = np.empty(0, np.int64)
+            draft, known = np.empty(0, np.int64), list[Floats]()
             for _ in range(budget):
                 text = np.concatenate([seq.committed, draft])
                 reading = yield feed_causal(seq, text, len(text) - 1, 1, shallow)
                 draft = np.append(draft, reading.tokens)
+                known += [] if reading.probs is None else [reading.probs]
 
             # Verify: the rows of the last committed token and of every draft predict what follows them.
             text = np.concatenate([seq.committed, draft])
@@ -70,4 +71,9 @@ class LoopSpeculative(Decoder):
             is_kept = reading.tokens[:-1] == draft
             num_kept = len(draft) if is_kept.all() else int(np.argmin(is_kept))
             num_cached = seq.frontier + num_kept
-            seq.append(reading.tokens[: num_kept + 1], draft=draft)
+            seq.append(
+                reading.tokens[: num_kept + 1],
+                confidence=reading.probs_at(slice(num_kept + 1)),
+                draft=draft,
+                draft_confidence=np.concatenate(known) if known else None,
+            )

@@ -86,7 +86,10 @@ class PEARL(Decoder):
             is_whole = len(kept) == len(judged)
             ahead = _slice(fresh, 1, len(fresh)) if is_whole and last is None else NO_DRAFT
             tokens = judged.tokens[kept] if last is None else np.append(judged.tokens[kept], last)
-            seq.append(tokens, draft=judged.tokens)
+            confidence = reading.probs_at(slice(len(tokens)))
+            if is_drawn and seq.wants_confidence:
+                confidence = sampling.probs_of(probs_NV[: len(tokens)], tokens)
+            seq.append(tokens, confidence=confidence, draft=judged.tokens)
 
 
 def _slice(draft: Draft, start: int, end: int) -> Draft:

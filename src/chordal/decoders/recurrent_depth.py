@@ -91,7 +91,7 @@ class RecurrentDepth(Decoder):
                 f"inner_recurrence must be at most num_loops; got {config.inner_recurrence} and {num_loops}."
             )
         reading = yield feed_causal(seq, seq.prompt, 0, 1, Loops(num_loops))
-        seq.append(reading.tokens)
+        seq.append(reading.tokens, confidence=reading.probs)
 
         # The wave begins with the last committed token, whose state predicts the first guess.
         #     text     p p p F ? ? ?        p in the cache for good, F committed, ? guesses
@@ -127,11 +127,14 @@ class RecurrentDepth(Decoder):
             if num_frozen == 0 and (is_full or config.freeze == "fixed"):
                 num_frozen = int(num_had[0] >= num_loops)
             if num_frozen:
-                seq.append(text[1 : num_frozen + 1])
+                seq.append(text[1 : num_frozen + 1], confidence=reading.probs_at(slice(num_frozen)))
 
             # Move on: the last frozen position stays, for it predicts the next one.
             start += num_frozen
             room = min(config.max_wavefront, seq.limit - start)
+            left = text[num_frozen + 1 :][: room - 1]
+            probs = reading.probs_at(slice(num_frozen, num_frozen + len(left)))
+            seq.guess(start + 1 + np.arange(len(left)), left, probs)
             added = start + len(text) - num_frozen + np.arange(config.headway - 1)
             random = (seq.uniforms(added, "noise", step) * (seq.family.vocab_size or 1)).astype(np.int64)
             tokens = np.concatenate([text[num_frozen:], random])[:room]

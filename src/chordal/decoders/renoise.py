@@ -105,7 +105,7 @@ class Renoise(Decoder):
                 law = dataclasses.replace(seq.law, temperature=temperature * (seq.law.temperature or 1))
                 uniforms = None if seq.law.is_greedy else seq.uniforms(positions, "token", step)
                 # The reading has no name: it holds the logits of the whole batch.
-                said, best, proposed, entropy = _predict(
+                said, best, sure, proposed, confidence, entropy = _predict(
                     (yield Forward(canvas, positions, sees, Logits(rows), inject=said)).logits,
                     law,
                     seq.committed,
@@ -124,7 +124,8 @@ class Renoise(Decoder):
                 accepted = nearly_independent(entropy, config.entropy_bound)
                 canvas = _noise(seq, positions, step)
                 canvas[accepted] = proposed[accepted]
-            seq.append(best)
+                seq.guess(positions[accepted], proposed[accepted], confidence[accepted])
+            seq.append(best, confidence=sure)
 
 
 def _noise(seq: Sequence, positions: Ints, step: int) -> Ints:
@@ -135,16 +136,19 @@ def _noise(seq: Sequence, positions: Ints, step: int) -> Ints:
 
 def _predict(
     logits_QV: Tensor, law: Law, context: Ints, uniforms: Floats | None
-) -> tuple[Tensor, Ints, Ints, Floats]:
-    """Read a step: the processed logits, their most likely and proposed tokens, their entropies.
+) -> tuple[Tensor, Ints, Floats, Ints, Floats, Floats]:
+    """Read a step: processed logits, the most likely and the proposed tokens, and their entropies.
 
-    Without uniforms the most likely tokens are proposed.
+    Either tokens come with their probabilities. Without uniforms the most likely ones are proposed.
     """
     said_QV = sampling.under_law(logits_QV, law, [context] * len(logits_QV))
     best_Q = said_QV.argmax(1)
     proposed_Q = best_Q
     if uniforms is not None:
         proposed_Q = sampling.draw(said_QV, torch.from_numpy(uniforms).to(said_QV.device))
-    entropy_Q = sampling.entropy(said_QV.softmax(1))
-    best, proposed, entropy = torch.stack([best_Q, proposed_Q, entropy_Q.double()]).cpu().numpy()
-    return said_QV, best.astype(np.int64), proposed.astype(np.int64), entropy
+    probs_QV = said_QV.softmax(1)
+    entropy_Q = sampling.entropy(probs_QV)
+    probs_2Q = (probs_QV.gather(1, tokens_Q[:, None])[:, 0] for tokens_Q in (best_Q, proposed_Q))
+    rows = torch.stack([column.double() for column in (best_Q, proposed_Q, *probs_2Q, entropy_Q)])
+    best, proposed, sure, confidence, entropy = rows.cpu().numpy()
+    return said_QV, best.astype(np.int64), sure, proposed.astype(np.int64), confidence, entropy

@@ -129,7 +129,11 @@ class TreeDrafter(Drafter):
             level = np.arange(start, len(draft))
             if number + 1 < min(budget, num_levels):
                 feed = self.cursor.grow(draft)
-        return draft if is_greedy else Draft(draft.tokens, draft.parents, laws, _OFFERS[config.rule])
+        drawn = Draft(draft.tokens, draft.parents, laws, _OFFERS[config.rule])
+        if not is_greedy:
+            return drawn
+        known = drawn.known_confidence() if self.seq.wants_confidence else None
+        return Draft(draft.tokens, draft.parents, confidence=known)
 
     def _log_law(self, feed: Feed, reading: Reading) -> Tensor:
         return sampling.under_law(reading.logits, self.seq.law, feed.contexts).double().log_softmax(1)

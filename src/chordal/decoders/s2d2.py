@@ -161,7 +161,7 @@ class S2D2(Decoder):
         draft = Draft(probs_NV[:num], confidence[:num], num_confident, length, progress)
         if not route(draft):
             chosen = np.sort(above_threshold(confidence, above))
-            seq.commit(masked[chosen], tokens[chosen])
+            seq.commit(masked[chosen], tokens[chosen], confidence=confidence[chosen])
             route.learn(len(chosen))
             return
 
@@ -173,7 +173,14 @@ class S2D2(Decoder):
 
         # Accept from left to right; the first rejected token is replaced.
         kept = _accept(seq, span, tokens[:num], probs_NV[:num], laws_SV, pass_number, config.ratio_power)
-        seq.commit(span[: len(kept)], kept, draft=tokens[:num])
+        verified = sampling.probs_of(laws_SV[: len(kept)].softmax(1), kept) if seq.wants_confidence else None
+        seq.commit(
+            span[: len(kept)],
+            kept,
+            confidence=verified,
+            draft=tokens[:num],
+            draft_confidence=confidence[:num],
+        )
         route.learn(len(kept))
 
 

@@ -42,7 +42,8 @@ def speculate(seq: Sequence, drafter: Drafter, *, num_draft: int, target: Cursor
 
         # Verify: the rows of the root and of every node each tell what follows them.
         feed = target.feed(seq.committed, draft)
-        if draft.laws is None or seq.law.is_greedy:
+        is_drawn = draft.laws is not None and not seq.law.is_greedy
+        if not is_drawn:
             reading = yield feed.sample(seq, candidates=drafter.candidates)
             kept = tree.follow_drawn(draft.tokens, draft.parents, reading.tokens)
             last = reading.tokens[kept[-1] + 1 if len(kept) else 0]
@@ -52,9 +53,18 @@ def speculate(seq: Sequence, drafter: Drafter, *, num_draft: int, target: Cursor
             kept, last = judge(seq, draft, probs_NV)
 
         # Commit what was accepted and the draw that follows it.
-        root = int(seq.committed[-1])
-        parents = None if draft.is_chain else draft.parents
-        seq.append(np.append(draft.tokens[kept], last), draft=draft.tokens, parents=parents)
+        root, rows = int(seq.committed[-1]), np.append(0, kept + 1)
+        tokens = np.append(draft.tokens[kept], last)
+        confidence = reading.probs_at(rows)
+        if is_drawn and seq.wants_confidence:
+            confidence = sampling.probs_of(probs_NV[rows], tokens)
+        seq.append(
+            tokens,
+            confidence=confidence,
+            draft=draft.tokens,
+            parents=None if draft.is_chain else draft.parents,
+            draft_confidence=draft.known_confidence() if seq.wants_confidence else None,
+        )
         drafter.observe(Outcome(root, draft, kept, reading))
 
 

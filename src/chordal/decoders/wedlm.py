@@ -101,4 +101,4 @@ class WeDLM(Decoder):
             penalized = reading.entropy + config.distance_penalty * (masked - masked[0])
             tau = -np.inf if config.entropy_threshold is None else config.entropy_threshold
             chosen = np.sort(above_threshold(-penalized, float(np.nextafter(-tau, np.inf))))
-            seq.commit(masked[chosen], reading.tokens[chosen])
+            seq.commit(masked[chosen], reading.tokens[chosen], confidence=reading.probs_at(chosen))

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from chordal.forward import Bools, Forward, Ints, Reading
+from chordal.forward import Bools, Floats, Forward, Ints, Reading
 from chordal.ops import tree
 from chordal.ops.acceptance import Offers, without_replacement
 
@@ -26,12 +26,15 @@ class Draft:
             device. None says that the tokens were chosen, not drawn, and then nothing needs to be
             known of how.
         offers: The acceptance rule that fits the way in which children of one parent were drawn.
+        confidence: Probability that the drafter gave each token, float `[n]`, where no laws tell it; only
+            shown, never judged by.
     """
 
     tokens: Ints
     parents: Ints
     laws: Mapping[int, Tensor] | None = None
     offers: Offers = without_replacement
+    confidence: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -52,7 +55,16 @@ class Draft:
         laws = self.laws
         if laws is not None:
             laws = {int(number[node]): law_V for node, law_V in laws.items() if node < 0 or stays[node]}
-        return Draft(self.tokens[stays], number[self.parents[stays]], laws, self.offers)
+        confidence = None if self.confidence is None else self.confidence[stays]
+        return Draft(self.tokens[stays], number[self.parents[stays]], laws, self.offers, confidence)
+
+    def known_confidence(self) -> Floats | None:
+        """Give the probability that the drafter gave each token; laws are read off the device for it."""
+        if self.confidence is not None or self.laws is None:
+            return self.confidence
+        laws = self.laws
+        drawn = zip(self.parents.tolist(), self.tokens.tolist(), strict=True)
+        return np.array([float(laws[parent][token]) if parent in laws else np.nan for parent, token in drawn])
 
     @classmethod
     def chain(cls, tokens: Ints) -> Draft:

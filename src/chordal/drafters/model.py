@@ -53,14 +53,17 @@ class ModelDrafter(Drafter):
 
     def propose(self, text: Ints, budget: int) -> Drafting:
         """Write at most `budget` tokens behind a text."""
-        tokens: list[int] = []
+        tokens, confidences = list[int](), list[float]()
         laws: dict[int, Tensor] = {}
         for ahead in range(min(budget, self.length) if self.is_adaptive else budget):
             feed = self.cursor.feed(np.concatenate([text, np.array(tokens, np.int64)]))
             if self.seq.law.is_greedy or self.offers is None:
                 scores = ("probs",) if self.min_confidence else ()
                 reading = yield feed.sample(self.seq, purpose=self.purpose, scores=scores, of="law")
-                token, confidence = int(reading.tokens[0]), reading.probs[0] if scores else 1.0
+                token, confidence = (
+                    int(reading.tokens[0]),
+                    1.0 if reading.probs is None else float(reading.probs[0]),
+                )
             else:
                 reading = yield feed.logits()
                 law_1V = sampling.under_law(reading.logits, self.seq.law, feed.contexts)
@@ -69,11 +72,13 @@ class ModelDrafter(Drafter):
                 token = int(sampling.draw(law_1V, uniform))
                 confidence = float(laws[ahead - 1][token])
             tokens.append(token)
+            confidences.append(confidence)
             if token in self.seq.stop.eos_ids or confidence < self.min_confidence:
                 break
         chain = tree.chain(len(tokens))
         if not laws or self.offers is None:
-            return Draft(np.array(tokens, np.int64), chain)
+            known = np.array(confidences) if self.seq.wants_confidence else None
+            return Draft(np.array(tokens, np.int64), chain, confidence=known)
         return Draft(np.array(tokens, np.int64), chain, laws, self.offers)
 
     def observe(self, outcome: Outcome) -> None:

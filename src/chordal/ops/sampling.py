@@ -138,6 +138,13 @@ def draw(logits_NV: Tensor, uniforms_N: Tensor) -> Tensor:
     return drawn_N1[:, 0].clamp(max=logits_NV.shape[1] - 1)
 
 
+def probs_of(probs_NV: Tensor, tokens_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Give the probability of one token of each row, on the host."""
+    at_N1 = torch.from_numpy(tokens_N).to(probs_NV.device)[:, None]
+    probs_N: npt.NDArray[np.float64] = probs_NV.gather(1, at_N1)[:, 0].double().cpu().numpy()
+    return probs_N
+
+
 def entropy(probs_NV: Tensor) -> Tensor:
     """Entropy of each row in nats, with 0 log 0 = 0."""
     entropy_N: Tensor = torch.special.entr(probs_NV).sum(1)

@@ -176,6 +176,6 @@ def _passes(events: Iterable[Event]) -> Iterator[tuple[Event | None, Event]]:
     for event in events:
         if event.kind == "draft":
             draft = event
-        else:
+        elif event.kind == "commit":
             yield draft, event
             draft = None

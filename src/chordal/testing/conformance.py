@@ -295,10 +295,20 @@ def alone_equals_in_a_batch(subject: Subject) -> None:
 
 
 def the_steps_add_up_to_the_result(subject: Subject) -> None:
-    """The commits together are the output, each position once and with the forward it came from."""
+    """The commits together are the output, each position once and with the forward it came from.
+
+    That somebody listens who wants to know how sure the model was changes nothing.
+    """
     for law in subject.laws(*_LAWS[::3]):
         events: list[Event] = []
-        [seq] = subject.decode(subject.sequence(random_prompt(6), law=law, listeners=(_keep(events),)))
+        heard = subject.sequence(random_prompt(6), law=law, listeners=(_Keep(events),))
+        seq, alone = subject.decode(heard, subject.sequence(random_prompt(6), law=law))
+        _same(seq.output, alone.output, "the output that is listened to")
+        for event in events:
+            probs = np.zeros(len(event.tokens)) if event.confidence is None else event.confidence
+            _same(len(probs), len(event.tokens), "the number of confidences of an event")
+            is_known = ~np.isnan(probs)
+            assert ((probs[is_known] >= 0) & (probs[is_known] <= 1 + 1e-6)).all(), f"confidences {probs}"
         commits = [event for event in events if event.kind == "commit"]
         positions = np.concatenate([event.positions for event in commits])
         tokens = np.concatenate([event.tokens for event in commits])
@@ -484,8 +494,16 @@ def _model(kind: Need, shift: int, seed: int = 0, has_experts: bool = False) -> 
     return tiny_model(kind, shift=shift, arch=arch, seed=seed, max_rows=6)
 
 
-def _keep(events: list[Event]) -> Listener:
-    return lambda _, event: events.append(event)
+class _Keep:
+    """Keeps events, with confidences."""
+
+    wants_confidence = True
+
+    def __init__(self, events: list[Event]) -> None:
+        self._events = events
+
+    def __call__(self, seq: Sequence, event: Event) -> None:
+        self._events.append(event)
 
 
 def _fed(counting: CountingModel) -> int:
