@@ -63,6 +63,20 @@ def test_keys_step_on_and_back(run, write_trace, terminal, monkeypatch):
     assert [frame.count("_") for frame in frames[:5]] == [5, 4, 3, 4, 3]
 
 
+def test_a_terminal_sees_guesses_before_they_are_committed(run, tmp_path, terminal):
+    header = {"type": "header", "prompt_tokens": [1]}
+    events = [
+        {"type": "commit", "forward": 1, "positions": [1], "tokens": [5], "texts": [" Ana"]},
+        {"type": "guess", "forward": 2, "positions": [2], "tokens": [6], "texts": [" Ben"]},
+        {"type": "commit", "forward": 3, "positions": [2], "tokens": [7], "texts": [" Cleo"], "revised": [0]},
+    ]
+    path = tmp_path / "guesses.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in [header, *events]))
+    shown = ANSI.sub("", run("trace", path, "--delay", 0).out)
+    assert shown.index("Ana Ben") < shown.index("Ana Cleo")
+    assert shown.count("Ben") == 1
+
+
 def test_stepping_needs_a_terminal(run, write_trace):
     path, _ = write_trace(*MASKED)
     result = run("trace", path, "--step")

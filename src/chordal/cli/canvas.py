@@ -62,7 +62,8 @@ class Canvas:
         from rich.text import Text
 
         # What does not fit is cut above, where autoregressive text no longer changes.
-        lines = self.text(self.end).wrap(console, console.width)
+        end = max([self.end, *(position + 1 for position in self._guessed)])
+        lines = self.text(end).wrap(console, console.width)
         rows = max(1, console.height - _FRAME_ROWS - bool(note))
         below = [Text(self.status(), "dim")]
         if self._draft is not None:
