@@ -34,11 +34,12 @@ def make_page(package: str, name: str, *, title: str, data: Any) -> str:
     )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = {
-        "title": html.escape(title),
+        # A lone surrogate, which a text from a file may hold, has no other form.
+        "title": html.escape(title).encode("ascii", "xmlcharrefreplace").decode(),
         "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
         "style": style,
         "script": script,
-        "data": strict_json.dumps(data).translate(_ESCAPED),
+        "data": strict_json.dumps(data, ensure_ascii=True).translate(_ESCAPED),
     }
     # All at once: what a part holds is never taken for a mark.
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], template)
