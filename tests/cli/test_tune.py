@@ -54,6 +54,8 @@ def test_an_interrupted_search_says_how_to_go_on(run, folder, monkeypatch):
     shown = run("tune", *FEW)
     assert (shown.code, shown.out) == (130, "")
     assert shown.err.endswith("The trials are kept in tuned.study; the same command goes on with them.\n")
+    # An empty file of a choice would be one without a decoder.
+    assert not (folder / "tuned.yaml").exists()
 
 
 def test_a_file_of_prompts_is_tuned_for(run, write_jsonl):

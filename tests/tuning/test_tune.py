@@ -183,6 +183,7 @@ def test_sampled_texts_without_a_grader_leave_approximate_decoders_out(model):
     given = {"num_trials": 1, "repeats": 1, "use_planner": False, "temperature": 0.8, "on_note": notes.append}
     tune(model, [Workload("mine", PROMPTS, 4)], decoders=["prompt_lookup", "diverse_beam"], **given)
     assert notes == ["Sampled texts that nobody grades cannot be judged: approximate decoders are left out."]
+    assert not {"superposed", "diverse_beam"} & set(search_space(model, is_sampled=True))
     with pytest.raises(InputError, match="give graded tasks"):
         tune(model, [Workload("mine", PROMPTS, 4)], decoders=["first_finish"], **given)
 

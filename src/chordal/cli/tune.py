@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\b
 Examples:
-  chordal tune --data prompts.jsonl --draft tiny-draft --trials 10
-  chordal tune --model tiny-mdm --tasks copy,rename --quality-floor 0.95 --timeout 10
+  chordal tune --tasks rename --num-prompts 4 --trials 6
+  chordal tune --model tiny-mdm --tasks copy --num-prompts 4 --trials 6 --out mdm.yaml
 """
 
 _DEFAULT_TASKS = "copy,shuffle,sudoku,latin,arithmetic,rename"
@@ -98,6 +98,7 @@ def tune(
         max_new_tokens=max_new_tokens,
     )
     journal = Path(study) if study is not None else Path(out).with_suffix(".study")
+    is_new = not Path(out).exists()
     with open_output(out) as file:
         loaded = loading.load(max_rows=batch_size)
         try:
@@ -118,8 +119,11 @@ def tune(
                     on_trial=_Watch(advance),
                     **request,
                 )
-        except KeyboardInterrupt:
-            note(f"The trials are kept in {journal}; the same command goes on with them.")
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                note(f"The trials are kept in {journal}; the same command goes on with them.")
+            if is_new:
+                Path(out).unlink()
             raise
         setup = {
             **describe_setup(loaded, repeats=repeats),

@@ -172,8 +172,9 @@ def tune(
     if not arena.num_prompts:
         raise InputError("tuning needs at least one prompt.")
     # Two samples differ for no fault of theirs.
-    is_judged = not request.get("temperature") or any(workload.grade for workload in workloads)
-    space = search_space(model, decoders, exact_only=not is_judged)
+    is_sampled = bool(request.get("temperature"))
+    is_judged = not is_sampled or any(workload.grade for workload in workloads)
+    space = search_space(model, decoders, is_sampled=is_sampled, exact_only=not is_judged)
     if not is_judged:
         on_note("Sampled texts that nobody grades cannot be judged: approximate decoders are left out.")
     conditions = _conditions(model, workloads, floor, request)
@@ -250,8 +251,20 @@ def tune_in(
     )
 
 
-def search_space(model: Model, decoders: Iterable[str] | None = None, *, exact_only: bool = False) -> Space:
+def search_space(
+    model: Model,
+    decoders: Iterable[str] | None = None,
+    *,
+    is_sampled: bool = False,
+    exact_only: bool = False,
+) -> Space:
     """Give the space of some decoders, or of all that fit a model and the others it was loaded with.
+
+    Args:
+        model: The model.
+        decoders: Their names; None takes all.
+        is_sampled: Leave out searches, which draw no tokens.
+        exact_only: Leave out what is approximate at its defaults.
 
     Raises:
         InputError: There is no such decoder, it does not fit, or none is left.
@@ -268,6 +281,8 @@ def search_space(model: Model, decoders: Iterable[str] | None = None, *, exact_o
         and model.engine.models.keys() >= set(cls.needs_models)
     ]
     space = {name: space_of(name) for name in names}
+    if is_sampled:
+        space = {name: its for name, its in space.items() if decoder_class(name).samples}
     if exact_only:
         space = {name: its for name, its in space.items() if decoder_class(name).promise == "exact"}
     # The plain decoder is in every run; without a setting to search there is nothing else to it.
