@@ -240,7 +240,8 @@ def _row(
         workloads, outputs, plain_outputs, seconds, plain_seconds, strict=False
     ):
         texts = [model.decode(np.array(tokens, np.int64)) for tokens in output.tokens]
-        graded = [workload.grade(index, text) for index, text in enumerate(texts)] if workload.grade else []
+        grade = workload.grade
+        graded = [bool(grade(index, text)) for index, text in enumerate(texts)] if grade else []
         right += graded
         same += [own == other for own, other in zip(output.tokens, plain.tokens, strict=True)]
         ratios.append([other / own for own, other in zip(spent, plain_spent, strict=True)])
