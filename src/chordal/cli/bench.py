@@ -98,7 +98,7 @@ def bench(
     ] = 0.03,
     json_: options.Json = False,
 ) -> int:
-    """Benchmark decoders: quality, tokens per forward and speed, in one report."""
+    """Benchmark decoders: quality beside speed, in one report."""
     if compare is not None:
         return _compare(*compare, tolerance, json_)
     if loading.tensor_parallel:

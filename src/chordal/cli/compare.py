@@ -69,7 +69,7 @@ def compare(
     ] = False,
     json_: options.Json = False,
 ) -> None:
-    """Compare decoders on the same prompts: accuracy, tokens per forward, speed."""
+    """Compare decoders on the same prompts: quality and speed."""
     loading.hush()
     if demo:
         _run_demo(json_)

@@ -25,7 +25,7 @@ def convert(
         int, typer.Option(metavar="N", min=1, help="Split the weights into files of at most N bytes.")
     ] = 5_000_000_000,
 ) -> None:
-    """Write a published diffusion model as a backbone of transformers with Chordal's facts, or back.
+    """Write a published model in transformers' layout, or back.
 
     Tensors are copied byte for byte; code that came with the checkpoint is left behind.
     """

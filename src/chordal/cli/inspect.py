@@ -26,7 +26,7 @@ def inspect(
     local_files_only: options.LocalFilesOnly = False,
     json_: options.Json = False,
 ) -> None:
-    """Say what a model is and how it can be decoded; its weights are not read."""
+    """Say what a model is and which decoders fit, without its weights."""
     from chordal.models.describe import describe
 
     facts = describe(

@@ -38,7 +38,7 @@ def trace(
     ] = 0.2,
     step: Annotated[bool, typer.Option("--step", help="Wait for a key after each forward pass.")] = False,
 ) -> None:
-    """Replay a trace: on a terminal as it happened, elsewhere as one line a forward pass."""
+    """Replay a trace on the terminal, or write it as a page."""
     from chordal.trace import read_trace
 
     read = read_trace(file)

@@ -76,7 +76,7 @@ def tune(
     ] = None,
     json_: options.Json = False,
 ) -> None:
-    """Choose a decoder and its settings for your model, prompts and machine."""
+    """Choose a decoder and its settings for this machine."""
     if loading.hush():
         raise InputError("tuning on several processes is not supported; leave out --tensor-parallel.")
     if data is not None and tasks is not None:

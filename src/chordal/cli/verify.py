@@ -76,7 +76,7 @@ def verify(
     ] = None,
     json_: options.Json = False,
 ) -> int:
-    """Check a decoder against plain decoding; exit code 0 if it is exact, 1 if not."""
+    """Check whether a decoder is exact; exit code 1 if not."""
     if loading.hush():
         out = None
     decoder, config = decoding.choice()
