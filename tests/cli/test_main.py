@@ -54,6 +54,7 @@ def test_help_ends_with_two_commands(capsys, command):
         assert example.split()[0] in (command or COMMANDS)
 
 
+@pytest.mark.timeout(400)  # many whole commands, one after the other
 def test_the_commands_of_the_help_work_when_pasted(run, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     trained = []
