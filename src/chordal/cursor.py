@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from chordal.drafters.draft import NO_DRAFT, Draft
-from chordal.forward import Causal, Forward, Ints, Logits, Read, Sees, Visible
-from chordal.ops import tree
+from chordal.forward import Causal, Forward, Ints, Logits, Read, Reading, Sees, Visible
+from chordal.ops import sampling, tree
 from chordal.sequence import Sequence
 from chordal.stats import TARGET
 
@@ -56,6 +57,11 @@ class Feed:
     def logits(self) -> Forward:
         """Read the raw logits of each row."""
         return self.read(Logits(self.rows))
+
+    def under_law(self, reading: Reading, seq: Sequence) -> Tensor:
+        """Put the raw logits that were read under the law of the sequence, `[r, V]` on the device."""
+        contexts = self.contexts if seq.law.repetition_penalty != 1 else ()
+        return sampling.under_law(reading.logits, seq.law, contexts)
 
     def read(self, read: Read | None) -> Forward:
         """Read anything else."""

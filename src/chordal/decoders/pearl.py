@@ -17,11 +17,11 @@ import numpy as np
 
 from chordal.cursor import Cursor
 from chordal.decoders.decoder import Decoder, Decoding
-from chordal.decoders.speculate import judge
+from chordal.decoders.speculate import accept
 from chordal.drafters.draft import NO_DRAFT, Draft
 from chordal.drafters.model import ModelDrafter
 from chordal.errors import InputError
-from chordal.ops import sampling, tree
+from chordal.ops import tree
 from chordal.ops.acceptance import without_replacement
 from chordal.sequence import Sequence
 
@@ -68,8 +68,8 @@ class PEARL(Decoder):
             text = np.concatenate([seq.committed, ahead.tokens])
             room = seq.limit - len(text)
             feed = target.feed(seq.committed, ahead)
-            is_drawn = config.acceptance == "ratio" and not seq.law.is_greedy
-            verify = feed.logits() if is_drawn else feed.sample(seq)
+            is_judged = offers is not None and not seq.law.is_greedy
+            verify = feed.logits() if is_judged else feed.sample(seq)
             if room > 0:
                 reading, fresh = yield verify, drafter.propose(text, min(config.num_draft, room))
             else:
@@ -77,18 +77,9 @@ class PEARL(Decoder):
 
             # Judge what was ahead and the first token of the new draft.
             judged = _join(ahead, _slice(fresh, 0, 1))
-            if is_drawn:
-                probs_NV = sampling.under_law(reading.logits, seq.law, feed.contexts).double().softmax(1)
-                kept, last = judge(seq, judged, probs_NV)
-            else:
-                kept = tree.follow_drawn(judged.tokens, judged.parents, reading.tokens)
-                last = reading.tokens[len(kept)] if len(kept) < len(reading.tokens) else None
-            is_whole = len(kept) == len(judged)
-            ahead = _slice(fresh, 1, len(fresh)) if is_whole and last is None else NO_DRAFT
-            tokens = judged.tokens[kept] if last is None else np.append(judged.tokens[kept], last)
-            confidence = reading.probs_at(slice(len(tokens)))
-            if is_drawn and seq.wants_confidence:
-                confidence = sampling.probs_of(probs_NV[: len(tokens)], tokens)
+            kept, tokens, confidence = accept(seq, feed, judged, reading)
+            # Without a draw of the target's own, all that was judged is right.
+            ahead = _slice(fresh, 1, len(fresh)) if len(tokens) == len(kept) else NO_DRAFT
             seq.append(tokens, confidence=confidence, draft=judged.tokens)
 
 

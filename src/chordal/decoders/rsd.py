@@ -136,7 +136,7 @@ class TreeDrafter(Drafter):
         return Draft(draft.tokens, draft.parents, confidence=known)
 
     def _log_law(self, feed: Feed, reading: Reading) -> Tensor:
-        return sampling.under_law(reading.logits, self.seq.law, feed.contexts).double().log_softmax(1)
+        return feed.under_law(reading, self.seq).double().log_softmax(1)
 
     def _noise(self, feed: Feed, like_NV: Tensor) -> Tensor:
         """Draw one Gumbel variable for each token behind each node, none at temperature 0."""

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chordal.cursor import Cursor
+from chordal.cursor import Cursor, Feed
 from chordal.decoders.decoder import Decoding
 from chordal.drafters.draft import Draft, Drafter, Outcome
-from chordal.forward import Ints
+from chordal.forward import Floats, Ints, Reading
 from chordal.ops import sampling, tree
 from chordal.sequence import Sequence
 
@@ -42,22 +42,13 @@ def speculate(seq: Sequence, drafter: Drafter, *, num_draft: int, target: Cursor
 
         # Verify: the rows of the root and of every node each tell what follows them.
         feed = target.feed(seq.committed, draft)
-        is_drawn = draft.laws is not None and not seq.law.is_greedy
-        if not is_drawn:
-            reading = yield feed.sample(seq, candidates=drafter.candidates)
-            kept = tree.follow_drawn(draft.tokens, draft.parents, reading.tokens)
-            last = reading.tokens[kept[-1] + 1 if len(kept) else 0]
-        else:
-            reading = yield feed.logits()
-            probs_NV = sampling.under_law(reading.logits, seq.law, feed.contexts).double().softmax(1)
-            kept, last = judge(seq, draft, probs_NV)
+        is_judged = draft.laws is not None and not seq.law.is_greedy
+        ask = feed.logits() if is_judged else feed.sample(seq, candidates=drafter.candidates)
+        reading = yield ask
 
-        # Commit what was accepted and the draw that follows it.
-        root, rows = int(seq.committed[-1]), np.append(0, kept + 1)
-        tokens = np.append(draft.tokens[kept], last)
-        confidence = reading.probs_at(rows)
-        if is_drawn and seq.wants_confidence:
-            confidence = sampling.probs_of(probs_NV[rows], tokens)
+        # Commit what is accepted and the draw that follows it.
+        root = int(seq.committed[-1])
+        kept, tokens, confidence = accept(seq, feed, draft, reading)
         seq.append(
             tokens,
             confidence=confidence,
@@ -66,6 +57,32 @@ def speculate(seq: Sequence, drafter: Drafter, *, num_draft: int, target: Cursor
             draft_confidence=draft.known_confidence() if seq.wants_confidence else None,
         )
         drafter.observe(Outcome(root, draft, kept, reading))
+
+
+def accept(seq: Sequence, feed: Feed, draft: Draft, reading: Reading) -> tuple[Ints, Ints, Floats | None]:
+    """Accept what is right of a draft: by rule if logits were read, else as far as it equals what was drawn.
+
+    Args:
+        seq: The sequence; its frontier is where the draft begins.
+        feed: What was fed for it.
+        draft: The draft. Leaves may not have been fed, and then nothing is drawn behind them.
+        reading: Of the root and of the nodes that were fed.
+
+    Returns:
+        The accepted nodes; their tokens, with the draw that follows them if there is one; and the
+        probability that the target gave each of these, if it was read or is wanted.
+    """
+    if reading.logits is None:
+        kept = tree.follow_drawn(draft.tokens, draft.parents, reading.tokens)
+        rows = np.append(0, kept + 1)
+        drawn = reading.tokens[rows[-1] : rows[-1] + 1]
+        tokens = np.append(draft.tokens[kept], drawn)
+        return kept, tokens, reading.probs_at(rows[: len(tokens)])
+    probs_NV = feed.under_law(reading, seq).double().softmax(1)
+    kept, last = judge(seq, draft, probs_NV)
+    tokens = draft.tokens[kept] if last is None else np.append(draft.tokens[kept], last)
+    rows = np.append(0, kept + 1)[: len(tokens)]
+    return kept, tokens, sampling.probs_of(probs_NV[rows], tokens) if seq.wants_confidence else None
 
 
 def judge(seq: Sequence, draft: Draft, probs_NV: Tensor) -> tuple[Ints, int | None]:

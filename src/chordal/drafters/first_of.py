@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 from chordal.drafters.draft import NO_DRAFT, Draft, Drafter, Drafting, Outcome
 from chordal.forward import Ints
 
@@ -25,8 +23,7 @@ class FirstOf(Drafter):
         draft: Draft = NO_DRAFT
         for drafter, longest in self.choices:
             self.chosen = drafter
-            proposed = drafter.propose(text, min(budget, longest))
-            draft = (yield from proposed) if isinstance(proposed, Generator) else proposed
+            draft = yield from drafter.ask(text, min(budget, longest))
             if len(draft):
                 break
         return draft

@@ -76,6 +76,6 @@ class HierarchyDrafter(Drafter):
             reading = yield feed.sample(self.seq)
             return reading.tokens, None
         reading = yield feed.logits()
-        scores_NV = sampling.under_law(reading.logits, self.seq.law, feed.contexts)
+        scores_NV = feed.under_law(reading, self.seq)
         uniforms = torch.from_numpy(self.seq.uniforms(feed.following, "draft")).to(scores_NV.device)
         return sampling.draw(scores_NV, uniforms).cpu().numpy(), scores_NV.double().softmax(1)

@@ -66,7 +66,7 @@ class ModelDrafter(Drafter):
                 )
             else:
                 reading = yield feed.logits()
-                law_1V = sampling.under_law(reading.logits, self.seq.law, feed.contexts)
+                law_1V = feed.under_law(reading, self.seq)
                 laws[ahead - 1] = law_1V[0].double().softmax(0)
                 uniform = torch.from_numpy(self.seq.uniforms(feed.following, "draft")).to(law_1V.device)
                 token = int(sampling.draw(law_1V, uniform))

@@ -168,9 +168,9 @@ def reads_only_embeddings(backbone: Any, device: torch.device) -> bool:
         device: Where its inputs go.
     """
     tokens_1T = torch.arange(1, 5, device=device)[None]
-    try:
+    want = backbone(input_ids=tokens_1T, use_cache=False).last_hidden_state.float()
+    try:  # only here may it fail: some backbones refuse embeddings, each with an error of its own
         embeds_1TD = backbone.get_input_embeddings()(tokens_1T)
-        want = backbone(input_ids=tokens_1T, use_cache=False).last_hidden_state.float()
         got = backbone(inputs_embeds=embeds_1TD, use_cache=False).last_hidden_state.float()
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return False
