@@ -185,7 +185,7 @@ def test_without_a_length_there_are_64_new_tokens_or_what_the_window_leaves(mode
     [
         (
             {"temprature": 1},
-            "unknown argument 'temprature'. Did you mean temperature or trace? Known: chat,",
+            "unknown argument 'temprature'. Did you mean temperature or trace? Known: ",
         ),
         ({"decoder": "prompt_lokup"}, "unknown decoder 'prompt_lokup'. Did you mean prompt_lookup"),
         ({"decoder": ""}, "unknown decoder ''."),
@@ -558,3 +558,55 @@ def test_models_that_work_together_need_one_tokenizer(checkpoint_dir, make_backb
             f"vocabularies of {len(tokenizer)} and 99 tokens that differ. Use a smaller model of the "
             f"target's family."
         )
+
+
+# Log-probabilities, and what a request adjusts.
+
+
+@pytest.mark.parametrize("name", ["tiny-ar", "tiny-mdm"])
+def test_each_token_has_its_log_probability_and_the_likeliest_beside_it(name):
+    model = chordal.load(name)
+    [result] = model.generate("reverse: Ana Ben Cleo", max_new_tokens=8, logprobs=3)
+    assert [one.token for one in result.logprobs] == result.tokens
+    for one in result.logprobs:
+        assert len(one.top) == 3
+        assert one.logprob <= one.top[0][1] <= 0
+    assert result.logprobs[0].token == result.logprobs[0].top[0][0]  # greedy
+
+
+def test_nobody_pays_for_log_probabilities_who_does_not_ask(model):
+    [result] = model.generate("reverse: Ana Ben", max_new_tokens=4)
+    assert result.logprobs == []
+
+
+def test_a_decoder_that_reads_no_log_probabilities_says_so(model):
+    message = refusal(InputError, model.generate, "a", decoder="diverse_beam", logprobs=1)
+    assert message.startswith(
+        "diverse_beam does not read the log-probabilities of its tokens; got logprobs=1."
+    )
+
+
+def test_stop_token_ids_end_a_text_besides_the_models_own(model):
+    [free] = model.generate("reverse: Ana Ben Cleo Dan", max_new_tokens=12, ignore_eos=True)
+    token = free.tokens[2]
+    [stopped] = model.generate(
+        "reverse: Ana Ben Cleo Dan", max_new_tokens=12, ignore_eos=True, stop_token_ids=[token]
+    )
+    assert stopped.tokens == free.tokens[: free.tokens.index(token) + 1]
+    assert (stopped.finish_reason, stopped.stop_reason) == ("stop", token)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"logit_bias": {-1: 1.0}}, "logit_bias must hold token ids from 0 to "),
+        ({"logit_bias": {10**6: 1.0}}, "logit_bias must hold token ids from 0 to "),
+        ({"logit_bias": {1: float("nan")}}, "logit_bias must be within +-1e6"),
+        ({"stop_token_ids": [10**6]}, "stop_token_ids must hold token ids from 0 to "),
+        ({"seed": 2**63}, "seed must be a 64-bit integer; got 9223372036854775808."),
+        ({"logprobs": -1}, "logprobs must be at least 0; got -1."),
+        ({"presence_penalty": float("inf")}, "presence_penalty must be a finite number; got inf."),
+    ],
+)
+def test_what_a_request_cannot_adjust_is_refused(model, settings, message):
+    assert refusal(InputError, model.generate, "copy: Ana", **settings).startswith(message)

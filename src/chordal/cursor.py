@@ -50,7 +50,7 @@ class Feed:
 
     def sample(self, seq: Sequence, **more: Any) -> Forward:
         """Read one token under the law of the sequence at each row; `more` as in `Sample`."""
-        if seq.law.repetition_penalty != 1:
+        if seq.law.reads_context:
             more["contexts"] = self.contexts
         return self.read(seq.sample(self.rows, self.following, **more))
 
@@ -60,8 +60,8 @@ class Feed:
 
     def under_law(self, reading: Reading, seq: Sequence) -> Tensor:
         """Put the raw logits that were read under the law of the sequence, `[r, V]` on the device."""
-        contexts = self.contexts if seq.law.repetition_penalty != 1 else ()
-        return sampling.under_law(reading.logits, seq.law, contexts)
+        contexts = self.contexts if seq.law.reads_context else ()
+        return sampling.under_law(reading.logits, seq.law, contexts, seq.num_prompt)
 
     def read(self, read: Read | None) -> Forward:
         """Read anything else."""

@@ -218,9 +218,14 @@ class Engine:
             for _, seq in work:
                 self.cancel(seq)
 
-    def cancel(self, seq: Sequence) -> None:
-        """End a sequence now and free its rows; harmless if it is done."""
-        seq.finish("cancelled")
+    def cancel(self, seq: Sequence, error: Exception | None = None) -> None:
+        """End a sequence now and free its rows; harmless if it is done.
+
+        Args:
+            seq: The sequence.
+            error: Why, for its result.
+        """
+        seq.finish("cancelled", error)
         self._drop_done()
 
     def _asks(self, name: str) -> list[_Ask]:

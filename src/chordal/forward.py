@@ -130,13 +130,16 @@ class Sample:
         law: Distribution the tokens are drawn from; temperature 0 takes the most likely one.
         uniforms: One number in [0, 1) for each row, float `[r]`; needed unless the law is greedy.
         scores: Which of "probs", "margin", "entropy" and "gap" to bring back.
-        of: Distribution the scores are of: "model" (softmax after penalties and bans), "law" (after
+        of: Distribution the scores are of: "model" (softmax of adjusted logits, after bans), "law" (after
             temperature and truncation, where temperature 0 counts as 1) or "raw" (softmax of the logits
             as they are). The gap is always the model's.
-        contexts: Tokens that precede each row, for the repetition penalty: `[r]` arrays.
+        contexts: Tokens that precede each row, for laws that read them: `[r]` arrays, the prompt first.
+        num_prompt: How many tokens of each context are the prompt's.
         banned: Token ids that are never chosen and have no probability.
         unscored: Token ids that may be chosen but score as if they had no probability.
         candidates: How many of the model's most likely tokens to bring back beside the chosen one.
+        logprobs: Bring back the log-probability of the chosen token and of so many of the most likely ones,
+            of the logits as they are; None brings none.
     """
 
     rows: Ints
@@ -145,9 +148,11 @@ class Sample:
     scores: tuple[Score, ...] = ()
     of: Literal["model", "law", "raw"] = "model"
     contexts: tuple[Ints, ...] | None = None
+    num_prompt: int = 0
     banned: tuple[int, ...] = ()
     unscored: tuple[int, ...] = ()
     candidates: int = 0
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +277,44 @@ class Forward:
 
 
 @dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Log-probabilities of rows, in nats.
+
+    Attributes:
+        chosen: Of the token of each row, float `[r]`; NaN where it is not known.
+        tokens: The most likely tokens of each row, the first first, int `[r, k]`.
+        likeliest: Of these, float `[r, k]`.
+    """
+
+    chosen: Floats
+    tokens: Ints
+    likeliest: Floats
+
+    def __getitem__(self, rows: Ints | slice) -> Logprobs:
+        """Take some rows."""
+        return Logprobs(self.chosen[rows], self.tokens[rows], self.likeliest[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Confidence:
+    """How sure a model was of tokens where they were decided.
+
+    Attributes:
+        probs: Probability of each token, as its decoder scores it, float `[n]` with NaN where it is not
+            known; None if none is.
+        logprobs: Their log-probabilities, if the request asks for them.
+    """
+
+    probs: Floats | None = None
+    logprobs: Logprobs | None = None
+
+    def __getitem__(self, tokens: Ints | slice) -> Confidence:
+        """Take some tokens."""
+        probs = None if self.probs is None else self.probs[tokens]
+        return Confidence(probs, None if self.logprobs is None else self.logprobs[tokens])
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """What a forward pass brought back; only what was asked for is set.
 
@@ -290,6 +333,7 @@ class Reading:
         candidates: `Sample`: the most likely tokens of the raw logits, most likely first, int `[r, k]`.
         experts: Of a mixture of experts: which ones the fed rows used, bool `[layers, experts]`, asked
             for or not.
+        logprobs: `Logprobs` of the rows.
     """
 
     # Any rather than optional: a decoder knows what it asked for.
@@ -306,7 +350,9 @@ class Reading:
     change: Any = None
     candidates: Any = None
     experts: Any = None
+    logprobs: Any = None
 
-    def probs_at(self, rows: Ints | slice) -> Floats | None:
-        """Give `probs` of some of the rows read, None if they were not asked for."""
-        return None if self.probs is None else self.probs[rows]
+    def confidence(self, rows: Ints | slice = slice(None)) -> Confidence:
+        """Say how sure the model was of the tokens of some rows, as far as it was asked for."""
+        probs = None if self.probs is None else self.probs[rows]
+        return Confidence(probs, None if self.logprobs is None else self.logprobs[rows])

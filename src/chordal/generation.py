@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
+from chordal.constraint import Constraint
 from chordal.decoders.decoder import Decoder
 from chordal.engine import Engine
 from chordal.errors import InputError, PromptError, UnknownNameError
@@ -19,7 +20,15 @@ from chordal.models.load import load_model
 from chordal.models.quantization import Quantization
 from chordal.ops.sampling import Law
 from chordal.registry import make_decoder
-from chordal.sequence import Alternative, Event, FinishReason, Listener, Sequence, StopRules
+from chordal.sequence import (
+    Alternative,
+    Event,
+    FinishReason,
+    Listener,
+    Sequence,
+    StopRules,
+    TokenLogprob,
+)
 from chordal.stats import TARGET
 from chordal.text import TextStream
 
@@ -46,6 +55,9 @@ class Generation:
         error: What ended it, if it ended with an error; the other prompts are not affected.
         alternatives: All texts that were found, the best first, which is this result; empty for decoders
             that look for one.
+        num_prompt: Tokens of the prompt.
+        logprobs: Log-probability of each of `tokens` if it was asked for, else empty; None for a token
+            whose decoder did not read it.
     """
 
     prompt: Prompt
@@ -60,6 +72,8 @@ class Generation:
     trace: list[Event] | None = None
     error: Exception | None = None
     alternatives: list[Alternative] = field(default_factory=list)
+    num_prompt: int = 0
+    logprobs: list[TokenLogprob | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -84,10 +98,20 @@ class Request:
         top_k: Keep the k most likely tokens; 0 keeps all.
         top_p: Keep the most likely tokens up to this probability.
         min_p: Keep tokens at least this fraction as likely as the best.
-        repetition_penalty: Above 1 makes tokens that occurred less likely.
-        seed: Same seed, same output, whatever else runs.
+        repetition_penalty: Above 1 makes tokens that occurred less likely, in the prompt too.
+        presence_penalty: Taken off the logits of tokens that were generated.
+        frequency_penalty: Taken off them for each time they were.
+        logit_bias: Added to the logits of tokens, by id.
+        constraint: What the text must keep to, e.g. `chordal.constraint.json_schema`.
+        seed: Same seed, same output, whatever else runs; a 64-bit integer.
         stop_strings: The text ends before the first of these.
+        stop_token_ids: Tokens that end it besides the model's own.
+        include_stop: Leave the stop string in the text.
         ignore_eos: Do not stop at the model's stop tokens.
+        logprobs: Give the log-probability of each token and of so many of the most likely ones beside it:
+            what the model gave where the token was decided, before penalties, temperature and truncation.
+            None gives none.
+        cache_salt: Requests share cached prefixes of their prompts only with requests of the same salt.
         chat: Put text prompts into the model's chat template; None does so if it has one.
         trace: Keep every event in the result, with confidences.
     """
@@ -100,9 +124,17 @@ class Request:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    constraint: Constraint | None = None
     seed: int = 0
     stop_strings: str | Seq[str] = ()
+    stop_token_ids: Seq[int] = ()
+    include_stop: bool = False
     ignore_eos: bool = False
+    logprobs: int | None = None
+    cache_salt: str = ""
     chat: bool | None = None
     trace: bool = False
 
@@ -115,6 +147,64 @@ class Request:
             top_p=self.top_p,
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=tuple(self.logit_bias.items()),
+            constraint=self.constraint,
+        )
+
+
+class Job:
+    """One prompt on its way: what is decoded and how, and what came of it.
+
+    All but making it and `result` belong to the thread that runs the engine.
+
+    Attributes:
+        model: The model.
+        prompt: As given.
+        decoder: The decoder.
+        seq: The sequence it decodes.
+    """
+
+    def __init__(self, model: Model, prompt: Prompt, decoder: Decoder, seq: Sequence) -> None:
+        self.model, self.prompt, self.decoder, self.seq = model, prompt, decoder, seq
+
+    def start(self) -> None:
+        """Queue it in the engine.
+
+        Raises:
+            InputError: The settings do not fit the prompt.
+        """
+        self.model.engine.submit(self.decoder, self.seq)
+
+    def cancel(self, error: Exception | None = None) -> None:
+        """End it now and free what it holds; harmless if it is done.
+
+        Args:
+            error: Why, for the result.
+        """
+        self.model.engine.cancel(self.seq, error)
+
+    def result(self, trace: list[Event] | None = None) -> Generation:
+        """Give the result, of a job that is done or as far as it is."""
+        seq = self.seq
+        tokens = seq.output.tolist()
+        positions = range(seq.num_prompt, seq.num_prompt + len(tokens))
+        return Generation(
+            prompt=self.prompt,
+            text=seq.text,
+            tokens=tokens,
+            finish_reason=seq.finish_reason,
+            stop_reason=seq.stop_reason,
+            model=self.model.name,
+            decoder=self.decoder.name,
+            promise=self.decoder.promise,
+            stats=seq.stats.to_dict(),
+            trace=trace,
+            error=seq.error,
+            alternatives=list(seq.alternatives),
+            num_prompt=seq.num_prompt,
+            logprobs=[] if seq.num_logprobs is None else [seq.logprobs.get(at) for at in positions],
         )
 
 
@@ -152,23 +242,22 @@ class Model:
             InputError: A prompt or a setting cannot be used; nothing has run then.
         """
         request = make_request(settings)
-        decoder = self.decoder(request)
+        request = replace(request, decoder=self.decoder(request), config=None)  # one for all of them
         given = _as_list(prompts)
         # All prompts are checked before any is decoded.
         traces: list[list[Event]] = [[] for _ in given]
-        seqs = [
-            self.sequence(prompt, request, [_Recorder(trace)] if request.trace else [])
+        jobs = [
+            self.job(prompt, request, [_Recorder(trace)] if request.trace else [])
             for prompt, trace in zip(given, traces, strict=True)
         ]
         results: dict[int, Generation] = {}
 
         def finished(index: int) -> None:
-            trace = traces[index] if request.trace else None
-            results[index] = self._result(given[index], decoder, seqs[index], trace)
+            results[index] = jobs[index].result(traces[index] if request.trace else None)
             if on_finish is not None:
                 on_finish(index, results[index])
 
-        self.engine.complete([(decoder, seq) for seq in seqs], finished)
+        self.engine.complete([(job.decoder, job.seq) for job in jobs], finished)
         return [results[index] for index in range(len(given))]
 
     def stream(self, prompt: Prompt, *, listeners: Seq[Listener] = (), **settings: Any) -> Iterator[Chunk]:
@@ -188,25 +277,34 @@ class Model:
             InputError: The prompt or a setting cannot be used.
         """
         request = make_request(settings)
-        decoder = self.decoder(request)
         trace: list[Event] | None = [] if request.trace else None
         own = [_Recorder(trace)] if trace is not None else []
-        seq = self.sequence(prompt, request, [*own, *listeners])
-        return self._stream(prompt, decoder, seq, trace)
+        return self._stream(self.job(prompt, request, [*own, *listeners]), trace)
 
-    def _stream(
-        self, prompt: Prompt, decoder: Decoder, seq: Sequence, trace: list[Event] | None
-    ) -> Iterator[Chunk]:
-        stream = TextStream(seq)
+    def _stream(self, job: Job, trace: list[Event] | None) -> Iterator[Chunk]:
+        stream = TextStream(job.seq)
         try:
-            self.engine.submit(decoder, seq)
-            while not seq.done:
+            job.start()
+            while not job.seq.done:
                 self.engine.step()
-                if not seq.done and (text := stream.take()):
+                if not job.seq.done and (text := stream.take()):
                     yield Chunk(text)
-            yield Chunk(stream.take(), self._result(prompt, decoder, seq, trace))
+            yield Chunk(stream.take(), job.result(trace))
         finally:
-            self.engine.cancel(seq)
+            job.cancel()
+
+    def job(self, prompt: Prompt, request: Request, listeners: Seq[Listener] = ()) -> Job:
+        """Check a prompt and a request and make a job of them; nothing runs yet.
+
+        Args:
+            prompt: Text, token ids or chat messages.
+            request: How to decode it.
+            listeners: Called with every event of its sequence.
+
+        Raises:
+            InputError: The prompt or a setting cannot be used.
+        """
+        return Job(self, prompt, self.decoder(request), self.sequence(prompt, request, listeners))
 
     def decoder(self, request: Request) -> Decoder:
         """Make the decoder of a request and check that it fits the model and the law."""
@@ -218,6 +316,11 @@ class Model:
         decoder.check(self.family)
         decoder.check_law(request.law)
         decoder.check_models(self.engine.models)
+        if request.logprobs is not None and not decoder.tells_logprobs:
+            raise InputError(
+                f"{decoder.name} does not read the log-probabilities of its tokens; got logprobs="
+                f"{request.logprobs}. Leave it out or use --decoder {self.family.default_decoder}."
+            )
         return decoder
 
     def sequence(self, prompt: Prompt, request: Request, listeners: Seq[Listener] = ()) -> Sequence:
@@ -239,6 +342,12 @@ class Model:
             length = min(DEFAULT_MAX_NEW_TOKENS, window - len(tokens))
         if length < 1:
             raise InputError(f"max_new_tokens must be at least 1; got {length}.")
+        if not -(2**63) <= request.seed < 2**63:
+            raise InputError(f"seed must be a 64-bit integer; got {request.seed}.")
+        if request.logprobs is not None and request.logprobs < 0:
+            raise InputError(f"logprobs must be at least 0; got {request.logprobs}.")
+        self._check_ids("logit_bias", request.logit_bias)
+        self._check_ids("stop_token_ids", request.stop_token_ids)
         if len(tokens) + length > window:
             raise PromptError(
                 f"prompt and new tokens must fit the model's window of {window}; got {len(tokens)} and "
@@ -251,8 +360,9 @@ class Model:
             raise InputError("stop strings must not be empty.")
         stop = StopRules(
             max_new_tokens=length,
-            eos_ids=() if request.ignore_eos else self.family.eos_ids,
+            eos_ids=(*(() if request.ignore_eos else self.family.eos_ids), *request.stop_token_ids),
             stop_strings=stop_strings,
+            include_stop=request.include_stop,
         )
         return Sequence(
             prompt=tokens,
@@ -262,7 +372,15 @@ class Model:
             seed=request.seed,
             detokenize=self.decode,
             listeners=list(listeners),
+            num_logprobs=request.logprobs,
+            cache_salt=request.cache_salt,
         )
+
+    def _check_ids(self, name: str, tokens: Iterable[int]) -> None:
+        vocab_size = self.engine.target.vocab_size
+        for token in tokens:
+            if not 0 <= token < vocab_size:
+                raise InputError(f"{name} must hold token ids from 0 to {vocab_size - 1}; got {token}.")
 
     def encode(self, prompt: Prompt, *, chat: bool | None = None) -> Ints:
         """Turn a prompt into token ids.
@@ -318,24 +436,6 @@ class Model:
         """Turn token ids into text, special tokens left out."""
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return text
-
-    def _result(
-        self, prompt: Prompt, decoder: Decoder, seq: Sequence, trace: list[Event] | None
-    ) -> Generation:
-        return Generation(
-            prompt=prompt,
-            text=seq.text,
-            tokens=seq.output.tolist(),
-            finish_reason=seq.finish_reason,
-            stop_reason=seq.stop_reason,
-            model=self.name,
-            decoder=decoder.name,
-            promise=decoder.promise,
-            stats=seq.stats.to_dict(),
-            trace=trace,
-            error=seq.error,
-            alternatives=list(seq.alternatives),
-        )
 
 
 def load(

@@ -7,6 +7,7 @@ what lies behind it is neither shown nor counted.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from chordal.errors import DecodingError
-from chordal.forward import Floats, Ints, Sample
+from chordal.forward import Confidence, Floats, Ints, Logprobs, Sample
 from chordal.models.family import Family
 from chordal.ops import tree
 from chordal.ops.randomness import Purpose, uniforms
@@ -40,6 +41,7 @@ class StopRules:
     max_new_tokens: int
     eos_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
+    include_stop: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,21 @@ class Alternative:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log-probability of a token in nats, where and when it was decided.
+
+    Attributes:
+        token: The token.
+        logprob: What the model gave it, before penalties, temperature and truncation.
+        top: The most likely tokens there and theirs, the first first.
+    """
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class Ending:
     """Where and why a text ends: after so many tokens, and before so many characters of a stop string."""
 
@@ -122,6 +139,9 @@ class Sequence:
             they count as progress before any is committed.
         alternatives: Of a decoder that finds several texts: all of them, the best first, which is also the
             result.
+        cache_salt: Only sequences of the same salt share the cache of what their prompts have in common.
+        num_logprobs: How many alternatives to note beside the log-probability of each token; None notes none.
+        logprobs: What was noted, by position.
     """
 
     prompt: Ints
@@ -131,6 +151,8 @@ class Sequence:
     seed: int = 0
     detokenize: Callable[[Ints], str] | None = None
     listeners: list[Listener] = field(default_factory=list)
+    num_logprobs: int | None = None
+    cache_salt: str = ""
 
     stats: Stats = field(default_factory=Stats)
     finish_reason: FinishReason | None = None
@@ -138,6 +160,7 @@ class Sequence:
     error: Exception | None = None
     undecided: int = 0
     alternatives: list[Alternative] = field(default_factory=list)
+    logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.num_prompt = self.frontier = self.canvas_end = len(self.prompt)
@@ -199,7 +222,7 @@ class Sequence:
         self,
         tokens: Ints,
         *,
-        confidence: Floats | None = None,
+        confidence: Confidence | None = None,
         draft: Ints | None = None,
         parents: Ints | None = None,
         draft_confidence: Floats | None = None,
@@ -208,7 +231,7 @@ class Sequence:
 
         Args:
             tokens: The span.
-            confidence: Probability of each token, if it was read.
+            confidence: How sure the model was of each token.
             draft: What had been proposed for it; counted here, as accepted as far as the span begins
                 with it and the text does not end before.
             parents: Of a draft that is a tree, the parent of each token; see `ops.tree`.
@@ -232,7 +255,7 @@ class Sequence:
         positions: Ints,
         tokens: Ints,
         *,
-        confidence: Floats | None = None,
+        confidence: Confidence | None = None,
         draft: Ints | None = None,
         parents: Ints | None = None,
         draft_confidence: Floats | None = None,
@@ -270,7 +293,9 @@ class Sequence:
         if draft is not None and len(draft):
             num = self.stats.committed_tokens - committed_before
             self._count_draft(draft, parents, draft_confidence, tokens[:num], before)
-        self._emit("commit", positions, tokens, confidence)
+        if confidence is not None and confidence.logprobs is not None:
+            self._note_logprobs(positions, tokens, confidence.logprobs)
+        self._emit("commit", positions, tokens, confidence.probs if confidence is not None else None)
 
     def guess(self, positions: Ints, tokens: Ints, confidence: Floats | None = None) -> None:
         """Tell listeners of every token that stands for now and may change, in place of earlier guesses."""
@@ -318,6 +343,7 @@ class Sequence:
     ) -> Sample:
         """Ask for a token under this request's law at each row; `positions` are what the rows predict."""
         drawn = None if self.law.is_greedy else self.uniforms(positions, purpose, draw)
+        more = {"num_prompt": self.num_prompt, "logprobs": self.num_logprobs, **more}
         read = Sample(rows, self.law, drawn, **more)  # type: ignore[arg-type]
         if self.wants_confidence and "probs" not in read.scores:
             read = replace(read, scores=(*read.scores, "probs"))
@@ -328,6 +354,16 @@ class Sequence:
         if self.finish_reason is None:
             self.finish_reason, self.error = reason, error
             self.stats.wall_s = time.perf_counter() - self.stats.started
+
+    def _note_logprobs(self, positions: Ints, tokens: Ints, found: Logprobs) -> None:
+        rows = zip(found.chosen.tolist(), found.tokens.tolist(), found.likeliest.tolist(), strict=True)
+        for position, token, (chosen, others, likeliest) in zip(
+            positions.tolist(), tokens.tolist(), rows, strict=True
+        ):
+            if not math.isnan(chosen):
+                self.logprobs[position] = TokenLogprob(
+                    token, chosen, list(zip(others, likeliest, strict=True))
+                )
 
     def _count_draft(
         self, draft: Ints, parents: Ints | None, confidence: Floats | None, tokens: Ints, start: int

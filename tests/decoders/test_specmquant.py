@@ -205,12 +205,16 @@ class Recording(CountingModel):
         super().__init__(model)
         self.slots = {}
 
+    def move_slots(self, moves):
+        for row, source, target in moves:
+            if row == 0:
+                moved = [self.slots[slot] for slot in source.tolist()]
+                self.slots.update(zip(target.tolist(), moved, strict=True))
+        super().move_slots(moves)
+
     def run(self, requests):
         for row, forward in requests:
             if row == 0:
-                if forward.moves is not None:
-                    moved = [self.slots[slot] for slot in forward.moves[0].tolist()]
-                    self.slots.update(zip(forward.moves[1].tolist(), moved, strict=True))
                 self.slots.update(zip(forward.slots.tolist(), forward.tokens.tolist(), strict=True))
         return super().run(requests)
 

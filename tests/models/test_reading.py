@@ -37,6 +37,8 @@ def every_read():
         Sample(rows(2), scores=("probs",), unscored=(0, 1)),
         Sample(rows(2), Law(repetition_penalty=1.5), contexts=context, scores=("probs",)),
         Sample(rows(2), Law(repetition_penalty=1.5), contexts=context, scores=("entropy",), of="raw"),
+        Sample(rows(2), **sampled, logprobs=3),
+        Sample(rows(2), Law(presence_penalty=2.0, logit_bias=((3, 1.0),)), contexts=context, logprobs=0),
         TopK(rows(2), 3),
         TopK(rows(2), 99),
         Logits(rows(2)),
@@ -45,7 +47,13 @@ def every_read():
 
 def as_lists(reading):
     values = {field.name: getattr(reading, field.name) for field in dataclasses.fields(Reading)}
-    return {name: value.tolist() for name, value in values.items() if value is not None}
+    found = values.pop("logprobs")
+    lists = {name: value.tolist() for name, value in values.items() if value is not None}
+    return lists | ({} if found is None else {"logprobs": [part.tolist() for part in astuple(found)]})
+
+
+def astuple(found):
+    return (found.chosen, found.tokens, found.likeliest)
 
 
 def test_each_read_of_a_batch_is_bit_for_bit_the_read_alone():
@@ -236,5 +244,22 @@ def test_a_read_of_no_rows_gives_nothing():
 def test_a_sampled_read_without_numbers_or_a_penalty_without_context_is_a_bug():
     with pytest.raises(ValueError, match="one uniform number for each row"):
         read_logits(random_logits(1), [Sample(rows(1), Law(temperature=1.0))])
-    with pytest.raises(ValueError, match="needs the context of each row"):
+    with pytest.raises(ValueError, match="reads the context needs one a row"):
         read_logits(random_logits(1), [Sample(rows(1), Law(repetition_penalty=2.0))])
+
+
+def test_log_probabilities_are_of_the_logits_as_they_are_whatever_is_drawn():
+    logits = random_logits(2)
+    law = Law(temperature=0.5, top_k=1, logit_bias=((7, 100.0),))
+    [reading] = read_logits(logits, [Sample(rows(2), law, np.array([0.1, 0.5]), logprobs=4)])
+    want = logits.log_softmax(1)
+    assert reading.tokens.tolist() == [7, 7]
+    assert reading.logprobs.chosen == pytest.approx(want[:, 7].tolist())
+    assert reading.logprobs.tokens.tolist() == want.topk(4).indices.tolist()
+    assert np.allclose(reading.logprobs.likeliest, want.topk(4).values)
+
+
+def test_rows_that_do_not_ask_for_log_probabilities_get_none():
+    asking, other = read_logits(random_logits(3), [Sample(rows(1), logprobs=2), Sample(rows(2))])
+    assert asking.logprobs.likeliest.shape == (1, 2)
+    assert other.logprobs is None

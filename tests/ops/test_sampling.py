@@ -14,9 +14,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from chordal.errors import InputError
+from chordal.errors import DecodingError, InputError
 from chordal.ops.randomness import uniforms
-from chordal.ops.sampling import Law, draw, entropy, guide, margin, penalize_repetition, transform
+from chordal.ops.sampling import Law, adjust, draw, entropy, guide, margin, penalize_repetition, transform
 from chordal.testing import chi_square
 
 NAN, INF = float("nan"), float("inf")
@@ -228,3 +228,78 @@ def test_a_law_knows_whether_it_draws_and_whether_it_cuts():
         True,
         True,
     ]
+
+
+# What is adjusted before temperature and truncation.
+
+
+class Only:
+    """A constraint that allows some tokens, and says which texts it was asked about."""
+
+    def __init__(self, *tokens):
+        self.tokens, self.asked = list(tokens), []
+
+    def allowed(self, generated):
+        self.asked.append(generated.tolist())
+        mask = np.zeros(6, bool)
+        mask[self.tokens] = True
+        return mask
+
+
+def adjusted(law, *contexts, num_prompt=0):
+    rows = torch.arange(6.0).repeat(max(len(contexts), 1), 1)
+    return adjust(rows, law, [np.array(context, np.int64) for context in contexts], num_prompt).tolist()
+
+
+def test_presence_counts_once_and_frequency_each_time_and_the_prompt_not_at_all():
+    law = Law(presence_penalty=0.5, frequency_penalty=0.25)
+    assert adjusted(law, [0, 0, 3, 4, 3, 3], num_prompt=2) == [[0, 1, 2, 3 - 0.5 - 0.75, 4 - 0.75, 5]]
+
+
+def test_penalties_may_be_negative():
+    assert adjusted(Law(presence_penalty=-1.0, frequency_penalty=-0.5), [2, 2]) == [[0, 1, 4, 3, 4, 5]]
+
+
+def test_a_bias_is_added_before_penalties():
+    law = Law(logit_bias=((1, 3.0), (5, -2.0)), repetition_penalty=2.0)
+    assert adjusted(law, [1, 2]) == [[0, 2, 1, 3, 4, 3]]
+
+
+def test_every_row_is_adjusted_by_the_tokens_before_it():
+    assert adjusted(Law(frequency_penalty=1.0), [1], [1, 1], []) == [
+        [0, 0, 2, 3, 4, 5],
+        [0, -1, 2, 3, 4, 5],
+        [0, 1, 2, 3, 4, 5],
+    ]
+
+
+def test_a_constraint_is_asked_about_what_was_generated_and_leaves_the_rest_no_chance():
+    constraint = Only(2, 4)
+    found = adjusted(Law(constraint=constraint), [5, 5, 1], [5, 5], num_prompt=2)
+    assert constraint.asked == [[1], []]
+    assert found == [[-math.inf, -math.inf, 2, -math.inf, 4, -math.inf]] * 2
+
+
+def test_a_constraint_that_allows_nothing_is_an_error_and_no_token():
+    with pytest.raises(DecodingError, match="the constraint allows no token"):
+        adjusted(Law(constraint=Only()), [1])
+
+
+def test_a_law_that_reads_the_context_needs_one_a_row():
+    with pytest.raises(ValueError, match="needs one a row"):
+        adjusted(Law(presence_penalty=1.0))
+
+
+def test_a_law_knows_whether_it_adjusts_and_whether_it_reads_the_context():
+    assert not Law(temperature=1, top_k=3).adjusts
+    assert Law(logit_bias=((1, 1.0),)).adjusts and not Law(logit_bias=((1, 1.0),)).reads_context
+    for law in (Law(presence_penalty=1), Law(frequency_penalty=1), Law(constraint=Only())):
+        assert law.adjusts and law.reads_context
+        assert not law.unadjusted.adjusts
+    assert Law(temperature=2, top_p=0.5, presence_penalty=1).unadjusted == Law(temperature=2, top_p=0.5)
+
+
+def test_adjusting_leaves_its_input_as_it_is():
+    given = torch.zeros(1, 6)
+    adjust(given, Law(logit_bias=((1, 3.0),)), [], 0)
+    assert given.tolist() == [[0.0] * 6]

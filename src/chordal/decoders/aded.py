@@ -78,6 +78,8 @@ class ADED(Decoder):
     family = "autoregressive"
     promise = "exact"
     needs = ("causal",)
+    constrains = True
+    local_settings = ("corpus",)
     paper = "arXiv 2407.12021"
     Config = ADEDConfig
 

@@ -57,6 +57,7 @@ class Aggressive(Decoder):
     family = "autoregressive"
     promise = "exact"
     needs = ("causal",)
+    constrains = True
     paper = "Sun et al. 2021; arXiv 2205.10350"
     Config = AggressiveConfig
 

@@ -26,6 +26,7 @@ class Autoregressive(Decoder):
     family = "autoregressive"
     promise = "exact"
     needs = ("causal",)
+    constrains = True
     paper = "-"
     Config = AutoregressiveConfig
 
@@ -35,7 +36,7 @@ class Autoregressive(Decoder):
         while not seq.done:
             positions = np.arange(num_cached, seq.frontier)
             last, following = np.array([len(positions) - 1]), np.array([seq.frontier])
-            contexts = (seq.committed,) if seq.law.repetition_penalty != 1 else None
+            contexts = (seq.committed,) if seq.law.reads_context else None
 
             reading = yield Forward(
                 tokens=seq.committed[num_cached:],
@@ -46,4 +47,4 @@ class Autoregressive(Decoder):
             )
 
             num_cached = seq.frontier
-            seq.append(reading.tokens, confidence=reading.probs)
+            seq.append(reading.tokens, confidence=reading.confidence())

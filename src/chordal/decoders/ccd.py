@@ -69,6 +69,10 @@ class CCD(Decoder):
     paper = "arXiv 2512.02044"
     Config = CCDConfig
 
+    def __init__(self, config: CCDConfig | None = None) -> None:
+        super().__init__(config)
+        self.tells_logprobs = self.config.variant == "release"  # the paper's draws from averages
+
     def decode(self, seq: Sequence) -> Decoding:
         """Decode one sequence."""
         config: CCDConfig = self.config

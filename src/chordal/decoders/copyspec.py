@@ -55,6 +55,7 @@ class CopySpec(Decoder):
     family = "autoregressive"
     promise = "exact"
     needs = ("causal",)
+    constrains = True
     paper = "arXiv 2502.08923"
     Config = CopySpecConfig
 

@@ -33,8 +33,12 @@ class Decoder(ABC):
         needs_models: Names of the models it asks beside the target.
         samples: Whether it draws tokens; a search does not, and refuses requests with a temperature.
         chooses: Whether it draws several texts, and where they end decides which one it gives.
+        constrains: Whether it keeps to a constraint: each token is drawn behind all tokens before it.
+        tells_logprobs: Whether it reads the log-probability of every token it commits.
         remembers: Whether it drafts with what it learnt in earlier requests; they then change how fast the
             next one goes, and never what it gives.
+        local_settings: Settings that name files or may cost without bound, for whoever owns the machine: a
+            server takes them from nobody else.
         paper: Where it comes from.
         Config: Its frozen settings dataclass.
     """
@@ -48,7 +52,10 @@ class Decoder(ABC):
     needs_models: tuple[str, ...] = ()
     samples: ClassVar[bool] = True
     chooses: ClassVar[bool] = False
+    constrains: bool = False
+    tells_logprobs: bool = True
     remembers: bool = False
+    local_settings: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[str]
     Config: ClassVar[type[Any]]
 
@@ -86,11 +93,17 @@ class Decoder(ABC):
             )
 
     def check_law(self, law: Law) -> None:
-        """Refuse a request to sample where nothing is drawn.
+        """Refuse a law that cannot be decoded from.
 
         Raises:
-            InputError: This is a search, and the temperature is above 0.
+            InputError: This is a search and the temperature is above 0, or tokens have no order to be
+                constrained in.
         """
+        if law.constraint is not None and not self.constrains:
+            raise InputError(
+                f"{self.name} cannot keep to a constraint, which needs every token drawn behind all tokens "
+                f"before it. Use an autoregressive decoder, such as autoregressive or prompt_lookup."
+            )
         if not (self.samples or law.is_greedy):
             raise InputError(
                 f"{self.name} is a search and draws no tokens; temperature must be 0, got {law.temperature}. "

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 
 from chordal.decoders.decoder import Decoder, Decoding
 from chordal.errors import InputError
-from chordal.forward import Blocks, Floats, Forward, Ints, Logits, Reading, Sees, Together
+from chordal.forward import Blocks, Confidence, Forward, Ints, Logits, Reading, Sees, Together
 from chordal.models.family import Family, Kind
 from chordal.models.reading import read_logits
 from chordal.ops.experts import Routing
@@ -164,6 +164,8 @@ class Denoise(Decoder):
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
         self.needs_experts = self.config.experts is not None
+        # That rule draws from averages of several passes.
+        self.tells_logprobs = self.config.commit != "averaged"
 
     def check(self, family: Family) -> None:
         """Refuse a model that the decoder or its parts are not for."""
@@ -294,7 +296,7 @@ def denoise(
             if stop is not None and stop(seq, targets, reading.gap):
                 is_masked = seq.committed_at[targets] == UNCOMMITTED
                 seq.commit(
-                    targets[is_masked], reading.tokens[is_masked], confidence=reading.probs_at(is_masked)
+                    targets[is_masked], reading.tokens[is_masked], confidence=reading.confidence(is_masked)
                 )
                 return
 
@@ -360,15 +362,19 @@ def _logits(
     return guide(given.logits, without.logits, cfg_scale)
 
 
-def _confidence(reading: Reading, rows: Ints, tokens: Ints) -> Floats | None:
-    """Give the probability of tokens read at some rows; of what a rule put in their place it is not known."""
-    if reading.probs is None:
-        return None
-    return np.where(tokens == reading.tokens[rows], reading.probs[rows], np.nan)
+def _confidence(reading: Reading, rows: Ints, tokens: Ints) -> Confidence:
+    """Say how sure the model was of tokens read at some rows; of others in their place it is not known."""
+    as_read, is_other = reading.confidence(rows), tokens != reading.tokens[rows]
+    probs, logprobs = as_read.probs, as_read.logprobs
+    if probs is not None:
+        probs = np.where(is_other, np.nan, probs)
+    if logprobs is not None:
+        logprobs = replace(logprobs, chosen=np.where(is_other, np.nan, logprobs.chosen))
+    return Confidence(probs, logprobs)
 
 
 def _contexts(seq: Sequence, count: int) -> tuple[Ints, ...] | None:
-    """Every committed token, for the repetition penalty: masked positions have no order among them."""
-    if seq.law.repetition_penalty == 1:
+    """Every committed token, for penalties: masked positions have no order among them."""
+    if not seq.law.reads_context:
         return None
     return (seq.tokens[np.flatnonzero(seq.committed_at[: seq.canvas_end] >= 0)],) * count

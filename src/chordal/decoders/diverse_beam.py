@@ -32,7 +32,7 @@ from torch import Tensor
 from chordal.decoders.decoder import Decoder, Decoding
 from chordal.errors import InputError
 from chordal.forward import Bools, Causal, Floats, Forward, Ints, Logits, Visible
-from chordal.ops.sampling import Law, under_law
+from chordal.ops.sampling import adjust
 from chordal.sequence import Sequence
 
 
@@ -93,6 +93,8 @@ class DiverseBeam(Decoder):
     promise = "approximate"
     exact_when = "num_beams = 1, num_groups = 1: autoregressive"
     needs = ("causal",)
+    constrains = True
+    tells_logprobs = False
     samples = False
     paper = "arXiv 1610.02424"
     Config = DiverseBeamConfig
@@ -241,11 +243,10 @@ def _likeliest(
 ) -> tuple[Ints, Floats]:
     """Give the most likely tokens to follow each text and their log-probabilities, with one transfer.
 
-    The repetition penalty of the request counts, as in plain decoding, for every text by itself.
+    What the request adjusts counts, as in plain decoding, for every text by itself.
     """
-    law = Law(repetition_penalty=seq.law.repetition_penalty)
     contexts = [np.append(seq.prompt, np.array(text, np.int64)) for text in texts]
-    logprobs_NV = under_law(logits_NV, law, contexts).log_softmax(1)
+    logprobs_NV = adjust(logits_NV, seq.law, contexts, seq.num_prompt).log_softmax(1)
     top = logprobs_NV.topk(min(num, logprobs_NV.shape[1]), dim=1)
     tokens_NK, logprobs_NK = torch.stack([top.indices.double(), top.values.double()]).cpu().numpy()
     return tokens_NK.astype(np.int64), logprobs_NK

@@ -71,6 +71,7 @@ class DraftModel(Decoder):
     family = "autoregressive"
     promise: Literal["exact", "approximate"] = "exact"
     needs = ("causal",)
+    constrains = True
     needs_models = ("draft",)
     paper = "arXiv 2211.17192, 2302.01318"
     Config = DraftModelConfig

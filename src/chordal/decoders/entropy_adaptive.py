@@ -60,6 +60,7 @@ class EntropyAdaptive(Decoder):
     promise = "approximate"
     exact_when = 'start "target" and threshold 0'
     needs = ("causal",)
+    constrains = True
     needs_models = ("draft",)
     paper = "arXiv 2502.06833"
     Config = EntropyAdaptiveConfig
@@ -84,7 +85,7 @@ class EntropyAdaptive(Decoder):
             if is_switch and config.redo:
                 entropies.pop()
             else:
-                seq.append(reading.tokens, confidence=reading.probs)
+                seq.append(reading.tokens, confidence=reading.confidence())
                 run += 1
             if is_switch:
                 active, run = following, 0

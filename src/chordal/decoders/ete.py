@@ -30,7 +30,19 @@ import torch
 from torch import Tensor
 
 from chordal.decoders.decoder import Decoder, Decoding
-from chordal.forward import Bools, Floats, Forward, Full, Ints, Logits, Reading, Sees, Together, Visible
+from chordal.forward import (
+    Bools,
+    Confidence,
+    Floats,
+    Forward,
+    Full,
+    Ints,
+    Logits,
+    Reading,
+    Sees,
+    Together,
+    Visible,
+)
 from chordal.models.reading import read_logits
 from chordal.ops.exploration import best_branch, propose
 from chordal.ops.unmask import top
@@ -92,6 +104,7 @@ class ETE(Decoder):
     promise = "approximate"
     exact_when = "explore_below = 0, window_blocks = 1: threshold"
     needs = ("masked",)
+    tells_logprobs = False
     paper = "arXiv 2511.21103"
     Config = ETEConfig
 
@@ -145,7 +158,7 @@ def explore_then_exploit(seq: Sequence, config: ETEConfig, rounds: list[Round]) 
 
         if settled:
             positions, tokens, known = zip(*sorted(settled), strict=True)
-            seq.commit(np.array(positions), np.array(tokens), confidence=np.array(known))
+            seq.commit(np.array(positions), np.array(tokens), confidence=Confidence(np.array(known)))
         # A hot law may draw what the model gives no probability at all.
         information = sum(-math.log(prob) if prob else math.inf for *_, prob in settled)
         rounds.append(Round(len(settled), information, len(canvases), explored, kept))
@@ -212,7 +225,9 @@ class _Look:
     def explore(self, row: int, seq: Sequence, num_branches: int, pass_number: int) -> _Guess:
         """Choose the tokens to try at a position."""
         [uniform] = seq.uniforms(self.targets[[row]], "token", pass_number)
-        tried = propose(self.logits_NV[row], seq.law, self.context, num_branches, float(uniform))
+        tried = propose(
+            self.logits_NV[row], seq.law, self.context, seq.num_prompt, num_branches, float(uniform)
+        )
         return _Guess(int(self.targets[row]), *tried)
 
 

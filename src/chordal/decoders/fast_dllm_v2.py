@@ -103,8 +103,8 @@ def store(seq: Sequence, start: int, end: int, sees: Sees) -> Decoding:
             following - 1 - start,
             following,
             draw=seq.stats.forwards.get(TARGET, 0),
-            contexts=(seq.committed,) if seq.law.repetition_penalty != 1 else None,
+            contexts=(seq.committed,) if seq.law.reads_context else None,
         )
     reading = yield Forward(seq.tokens[start:end], positions, sees, read, slots=positions)
     if read is not None:
-        seq.commit(following, reading.tokens, confidence=reading.probs)
+        seq.commit(following, reading.tokens, confidence=reading.confidence())

@@ -67,7 +67,9 @@ class FirstFinish(Decoder):
     promise = "approximate"
     exact_when = "num_samples 1, or temperature 0"
     needs = ("causal",)
+    tells_logprobs = False
     chooses = True
+    local_settings = ("answer",)
     paper = "arXiv 2505.18149"
     Config = FirstFinishConfig
 
@@ -76,7 +78,7 @@ class FirstFinish(Decoder):
         self.inner = make_decoder(self.config.decoder)
         if self.inner.promise != "exact":
             raise InputError(f"decoder must be an exact one; {self.inner.name} is {self.inner.promise}.")
-        self.needs_models = self.inner.needs_models
+        self.needs_models, self.constrains = self.inner.needs_models, self.inner.constrains
 
     def check(self, family: Family) -> None:
         """Refuse a model that the samples cannot be decoded from."""

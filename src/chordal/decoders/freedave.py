@@ -29,7 +29,19 @@ import numpy as np
 
 from chordal.decoders.decoder import Decoder, Decoding
 from chordal.errors import InputError
-from chordal.forward import Blocks, Floats, Forward, Full, Ints, Logits, Reading, Sample, Sees, Visible
+from chordal.forward import (
+    Blocks,
+    Confidence,
+    Floats,
+    Forward,
+    Full,
+    Ints,
+    Logits,
+    Reading,
+    Sample,
+    Sees,
+    Visible,
+)
 from chordal.models.reading import read_logits
 from chordal.ops.unmask import above_threshold
 from chordal.policies.feed import FeedName
@@ -75,6 +87,7 @@ class FreeDave(Decoder):
     promise = "approximate"
     exact_when = "no threshold, feed = whole"
     needs = ("masked", "block")
+    tells_logprobs = False
     paper = "arXiv 2510.00294"
     Config = FreeDaveConfig
 
@@ -102,7 +115,7 @@ class FreeDave(Decoder):
                 ]
                 reached = drafts[agreeing[-1]] if agreeing else following
                 new = np.setdiff1d(last.masked, reached.masked)
-                seq.commit(new, reached.tokens[new], confidence=reached.probs[new])
+                seq.commit(new, reached.tokens[new], confidence=Confidence(reached.probs[new]))
                 if not agreeing:
                     break
                 at = agreeing[-1]

@@ -55,6 +55,7 @@ class Jacobi(Decoder):
     family = "autoregressive"
     promise = "exact"
     needs = ("causal",)
+    constrains = True
     paper = "arXiv 2305.10427, 2402.02057"
     Config = JacobiConfig
 

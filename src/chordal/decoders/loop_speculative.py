@@ -45,6 +45,7 @@ class LoopSpeculative(Decoder):
     family = "autoregressive"
     promise = "exact"
     needs = ("looped",)
+    constrains = True
     paper = "arXiv 2510.14961, 2502.05171"
     Config = LoopSpeculativeConfig
 
@@ -73,7 +74,7 @@ class LoopSpeculative(Decoder):
             num_cached = seq.frontier + num_kept
             seq.append(
                 reading.tokens[: num_kept + 1],
-                confidence=reading.probs_at(slice(num_kept + 1)),
+                confidence=reading.confidence(slice(num_kept + 1)),
                 draft=draft,
                 draft_confidence=np.concatenate(known) if known else None,
             )

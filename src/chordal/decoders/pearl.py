@@ -48,6 +48,7 @@ class PEARL(Decoder):
     family = "autoregressive"
     promise = "exact"
     needs = ("causal",)
+    constrains = True
     needs_models = ("draft",)
     paper = "arXiv 2408.11850"
     Config = PEARLConfig

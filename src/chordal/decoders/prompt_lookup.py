@@ -48,6 +48,7 @@ class PromptLookup(Decoder):
     family = "autoregressive"
     promise = "exact"
     needs = ("causal",)
+    constrains = True
     paper = "Saxena 2023; arXiv 2304.04487"
     Config = PromptLookupConfig
 

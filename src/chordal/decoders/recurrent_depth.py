@@ -91,7 +91,7 @@ class RecurrentDepth(Decoder):
                 f"inner_recurrence must be at most num_loops; got {config.inner_recurrence} and {num_loops}."
             )
         reading = yield feed_causal(seq, seq.prompt, 0, 1, Loops(num_loops))
-        seq.append(reading.tokens, confidence=reading.probs)
+        seq.append(reading.tokens, confidence=reading.confidence())
 
         # The wave begins with the last committed token, whose state predicts the first guess.
         #     text     p p p F ? ? ?        p in the cache for good, F committed, ? guesses
@@ -127,13 +127,13 @@ class RecurrentDepth(Decoder):
             if num_frozen == 0 and (is_full or config.freeze == "fixed"):
                 num_frozen = int(num_had[0] >= num_loops)
             if num_frozen:
-                seq.append(text[1 : num_frozen + 1], confidence=reading.probs_at(slice(num_frozen)))
+                seq.append(text[1 : num_frozen + 1], confidence=reading.confidence(slice(num_frozen)))
 
             # Move on: the last frozen position stays, for it predicts the next one.
             start += num_frozen
             room = min(config.max_wavefront, seq.limit - start)
             left = text[num_frozen + 1 :][: room - 1]
-            probs = reading.probs_at(slice(num_frozen, num_frozen + len(left)))
+            probs = reading.confidence(slice(num_frozen, num_frozen + len(left))).probs
             seq.guess(start + 1 + np.arange(len(left)), left, probs)
             added = start + len(text) - num_frozen + np.arange(config.headway - 1)
             random = (seq.uniforms(added, "noise", step) * (seq.family.vocab_size or 1)).astype(np.int64)
@@ -151,7 +151,7 @@ def feed_causal(seq: Sequence, text: Ints, start: int, num_read: int, loops: Loo
     positions = np.arange(start, len(text))
     rows = np.arange(len(positions) - num_read, len(positions))
     contexts = None
-    if seq.law.repetition_penalty != 1:
+    if seq.law.reads_context:
         contexts = tuple(text[: position + 1] for position in positions[rows])
     read = seq.sample(rows, positions[rows] + 1, contexts=contexts)
     return Forward(text[start:], positions, Causal(), read, slots=positions, loops=loops)

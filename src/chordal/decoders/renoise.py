@@ -28,7 +28,7 @@ from torch import Tensor
 
 from chordal.decoders.decoder import Decoder, Decoding
 from chordal.errors import InputError
-from chordal.forward import Causal, Floats, Forward, Ints, Logits, Visible
+from chordal.forward import Causal, Confidence, Floats, Forward, Ints, Logits, Visible
 from chordal.ops import sampling
 from chordal.ops.sampling import Law
 from chordal.ops.unmask import nearly_independent
@@ -75,6 +75,7 @@ class Renoise(Decoder):
     promise = "approximate"
     exact_when = "temperature = 1"
     needs = ("uniform",)
+    tells_logprobs = False
     paper = "DiffusionGemma; arXiv 2505.24857"
     Config = RenoiseConfig
 
@@ -109,6 +110,7 @@ class Renoise(Decoder):
                     (yield Forward(canvas, positions, sees, Logits(rows), inject=said)).logits,
                     law,
                     seq.committed,
+                    seq.num_prompt,
                     uniforms,
                 )
 
@@ -125,7 +127,7 @@ class Renoise(Decoder):
                 canvas = _noise(seq, positions, step)
                 canvas[accepted] = proposed[accepted]
                 seq.guess(positions[accepted], proposed[accepted], confidence[accepted])
-            seq.append(best, confidence=sure)
+            seq.append(best, confidence=Confidence(sure))
 
 
 def _noise(seq: Sequence, positions: Ints, step: int) -> Ints:
@@ -135,13 +137,13 @@ def _noise(seq: Sequence, positions: Ints, step: int) -> Ints:
 
 
 def _predict(
-    logits_QV: Tensor, law: Law, context: Ints, uniforms: Floats | None
+    logits_QV: Tensor, law: Law, context: Ints, num_prompt: int, uniforms: Floats | None
 ) -> tuple[Tensor, Ints, Floats, Ints, Floats, Floats]:
     """Read a step: processed logits, the most likely and the proposed tokens, and their entropies.
 
     Either tokens come with their probabilities. Without uniforms the most likely ones are proposed.
     """
-    said_QV = sampling.under_law(logits_QV, law, [context] * len(logits_QV))
+    said_QV = sampling.under_law(logits_QV, law, [context] * len(logits_QV), num_prompt)
     best_Q = said_QV.argmax(1)
     proposed_Q = best_Q
     if uniforms is not None:

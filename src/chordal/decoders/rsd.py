@@ -82,7 +82,9 @@ class RSD(Decoder):
     family = "autoregressive"
     promise = "exact"
     needs = ("causal",)
+    constrains = True
     needs_models = ("draft",)
+    local_settings = ("widths",)
     paper = "arXiv 2402.14160"
     Config = RSDConfig
 

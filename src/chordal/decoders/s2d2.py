@@ -31,7 +31,7 @@ from torch import Tensor
 from chordal.decoders.decoder import Decoder, Decoding
 from chordal.decoders.fast_dllm_v2 import store
 from chordal.errors import InputError
-from chordal.forward import Blocks, Causal, Floats, Forward, Ints, Logits, Visible
+from chordal.forward import Blocks, Causal, Confidence, Floats, Forward, Ints, Logits, Visible
 from chordal.ops import acceptance, sampling
 from chordal.ops.unmask import above_threshold
 from chordal.policies import route as routes
@@ -101,6 +101,7 @@ class S2D2(Decoder):
     promise = "approximate"
     exact_when = "route = always with causal_cache: blocks of one token"
     needs = ("block",)
+    tells_logprobs = False
     paper = "arXiv 2603.25702"
     Config = S2D2Config
 
@@ -146,7 +147,9 @@ class S2D2(Decoder):
         known = seq.tokens[np.flatnonzero(seq.committed_at[: seq.canvas_end] != UNCOMMITTED)]
         asked = _ask_draft(seq, start, length, masked, config.causal_draft)
         probs_NV, tokens, confidence = _draw(
-            sampling.under_law((yield (*ahead, asked))[-1].logits, seq.law, [known] * len(masked)),
+            sampling.under_law(
+                (yield (*ahead, asked))[-1].logits, seq.law, [known] * len(masked), seq.num_prompt
+            ),
             seq,
             masked,
             pass_number,
@@ -161,7 +164,7 @@ class S2D2(Decoder):
         draft = Draft(probs_NV[:num], confidence[:num], num_confident, length, progress)
         if not route(draft):
             chosen = np.sort(above_threshold(confidence, above))
-            seq.commit(masked[chosen], tokens[chosen], confidence=confidence[chosen])
+            seq.commit(masked[chosen], tokens[chosen], confidence=Confidence(confidence[chosen]))
             route.learn(len(chosen))
             return
 
@@ -169,7 +172,9 @@ class S2D2(Decoder):
         pass_number = seq.stats.forwards.get(TARGET, 0)
         reading = yield _ask_verify(seq, start, span, tokens[:num])
         text = np.concatenate([seq.committed, tokens[:num]])
-        laws_SV = sampling.under_law(reading.logits, seq.law, [text[:position] for position in span])
+        laws_SV = sampling.under_law(
+            reading.logits, seq.law, [text[:position] for position in span], seq.num_prompt
+        )
 
         # Accept from left to right; the first rejected token is replaced.
         kept = _accept(seq, span, tokens[:num], probs_NV[:num], laws_SV, pass_number, config.ratio_power)
@@ -177,7 +182,7 @@ class S2D2(Decoder):
         seq.commit(
             span[: len(kept)],
             kept,
-            confidence=verified,
+            confidence=None if verified is None else Confidence(verified),
             draft=tokens[:num],
             draft_confidence=confidence[:num],
         )

@@ -69,6 +69,7 @@ class SpecMQuant(Decoder):
     family = "autoregressive"
     promise = "exact"
     needs = ("causal",)
+    constrains = True
     needs_models: tuple[str, ...] = ("middle",)
     paper = "arXiv 2505.22179"
     Config = SpecMQuantConfig

@@ -18,7 +18,8 @@ from torch import Tensor
 from chordal.cursor import Cursor, Feed
 from chordal.decoders.decoder import Decoding
 from chordal.drafters.draft import Draft, Drafter, Outcome
-from chordal.forward import Floats, Ints, Reading
+from chordal.forward import Confidence, Ints, Reading
+from chordal.models.reading import read_logprobs
 from chordal.ops import sampling, tree
 from chordal.sequence import Sequence
 
@@ -59,7 +60,7 @@ def speculate(seq: Sequence, drafter: Drafter, *, num_draft: int, target: Cursor
         drafter.observe(Outcome(root, draft, kept, reading))
 
 
-def accept(seq: Sequence, feed: Feed, draft: Draft, reading: Reading) -> tuple[Ints, Ints, Floats | None]:
+def accept(seq: Sequence, feed: Feed, draft: Draft, reading: Reading) -> tuple[Ints, Ints, Confidence]:
     """Accept what is right of a draft: by rule if logits were read, else as far as it equals what was drawn.
 
     Args:
@@ -69,20 +70,24 @@ def accept(seq: Sequence, feed: Feed, draft: Draft, reading: Reading) -> tuple[I
         reading: Of the root and of the nodes that were fed.
 
     Returns:
-        The accepted nodes; their tokens, with the draw that follows them if there is one; and the
-        probability that the target gave each of these, if it was read or is wanted.
+        The accepted nodes; their tokens, with the draw that follows them if there is one; and how sure
+        the target was of each of these, as far as it was read or is wanted.
     """
     if reading.logits is None:
         kept = tree.follow_drawn(draft.tokens, draft.parents, reading.tokens)
         rows = np.append(0, kept + 1)
         drawn = reading.tokens[rows[-1] : rows[-1] + 1]
         tokens = np.append(draft.tokens[kept], drawn)
-        return kept, tokens, reading.probs_at(rows[: len(tokens)])
+        return kept, tokens, reading.confidence(rows[: len(tokens)])
     probs_NV = feed.under_law(reading, seq).double().softmax(1)
     kept, last = judge(seq, draft, probs_NV)
     tokens = draft.tokens[kept] if last is None else np.append(draft.tokens[kept], last)
     rows = np.append(0, kept + 1)[: len(tokens)]
-    return kept, tokens, sampling.probs_of(probs_NV[rows], tokens) if seq.wants_confidence else None
+    probs = sampling.probs_of(probs_NV[rows], tokens) if seq.wants_confidence else None
+    logprobs = None
+    if seq.num_logprobs is not None:
+        logprobs = read_logprobs(reading.logits[rows], tokens, seq.num_logprobs)
+    return kept, tokens, Confidence(probs, logprobs)
 
 
 def judge(seq: Sequence, draft: Draft, probs_NV: Tensor) -> tuple[Ints, int | None]:

@@ -23,6 +23,7 @@ from chordal.decoders.decoder import Decoder, Decoding
 from chordal.drafters.ngram_model import NgramModel
 from chordal.errors import InputError
 from chordal.forward import Causal, Forward, Ints, Logits, Reading, TopK, Tree
+from chordal.ops.sampling import Law
 from chordal.ops.superposition import blend_weights, draft_scores, interpolate, sharpen
 from chordal.sequence import Sequence
 
@@ -91,7 +92,9 @@ class Superposed(Decoder):
     promise = "approximate"
     exact_when = "num_drafts=1, alpha=0 (greedy)"
     needs = ("causal",)
+    tells_logprobs = False
     samples = False
+    local_settings = ("ngrams",)
     paper = "arXiv 2405.18400"
     Config = SuperposedConfig
 
@@ -100,14 +103,18 @@ class Superposed(Decoder):
         path = self.config.ngrams
         self._given = None if path is None else NgramModel.load(path)
 
+    def check_law(self, law: Law) -> None:
+        """Refuse penalties, which differ between texts that share one law here, and biases."""
+        super().check_law(law)
+        if law.adjusts:
+            raise InputError(
+                "superposed has one law for texts that differ, so it takes no penalty, logit_bias or "
+                "constraint. Leave it out or use another decoder."
+            )
+
     def decode(self, seq: Sequence) -> Decoding:
         """Decode one sequence; all drafts are offered as alternatives, the best is the result."""
         config: SuperposedConfig = self.config
-        if seq.law.repetition_penalty != 1:
-            raise InputError(
-                f"superposed has one law for texts that differ, so repetition_penalty must be 1; got "
-                f"{seq.law.repetition_penalty}."
-            )
         num_drafts, num_candidates = config.num_drafts, config.num_candidates or 3 * config.num_drafts
         alive, finished = [_Draft(seq.prompt[:0], 0.0)], list[_Draft]()
         tables, fed, start, blend = self._tables(seq.prompt), seq.prompt, 0, None

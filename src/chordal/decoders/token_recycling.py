@@ -65,6 +65,8 @@ class TokenRecycling(Decoder):
     family = "autoregressive"
     promise = "exact"
     needs = ("causal",)
+    constrains = True
+    local_settings = ("tree",)
     paper = "arXiv 2408.08696"
     Config = TokenRecyclingConfig
 

@@ -77,7 +77,7 @@ class WeDLM(Decoder):
             known = np.flatnonzero(seq.committed_at[:end] != UNCOMMITTED)
             masked = seq.masked(seq.frontier, end)
             positions = np.concatenate([known[num_cached:], masked])
-            contexts = (seq.tokens[known],) * len(masked) if seq.law.repetition_penalty != 1 else None
+            contexts = (seq.tokens[known],) * len(masked) if seq.law.reads_context else None
 
             # A position is drawn anew until it is committed, but no draw decides whether it is: one
             # random number a position does.
@@ -101,4 +101,4 @@ class WeDLM(Decoder):
             penalized = reading.entropy + config.distance_penalty * (masked - masked[0])
             tau = -np.inf if config.entropy_threshold is None else config.entropy_threshold
             chosen = np.sort(above_threshold(-penalized, float(np.nextafter(-tau, np.inf))))
-            seq.commit(masked[chosen], reading.tokens[chosen], confidence=reading.probs_at(chosen))
+            seq.commit(masked[chosen], reading.tokens[chosen], confidence=reading.confidence(chosen))

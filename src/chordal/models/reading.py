@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chordal.forward import Logits, Reading, Sample, TopK
+from chordal.forward import Ints, Logits, Logprobs, Reading, Sample, TopK
 from chordal.ops import sampling
 
 LogitsRead: TypeAlias = Sample | TopK | Logits
@@ -39,6 +39,8 @@ def read_logits(logits_NV: Tensor, reads: Sequence[LogitsRead]) -> list[Reading]
     columns = {"max_logit": max_N[:, None]}
     if any(isinstance(read, Sample) for read in reads):
         columns |= _sample(logits_NV, reads, spans)
+    if any(isinstance(read, Sample) and read.logprobs is not None for read in reads):
+        columns |= _logprobs(logits_NV, columns["tokens"][:, 0], reads, spans)
     num_candidates = max((read.candidates for read in reads if isinstance(read, Sample)), default=0)
     if num_candidates:
         k = min(num_candidates, logits_NV.shape[1])
@@ -66,6 +68,12 @@ def read_logits(logits_NV: Tensor, reads: Sequence[LogitsRead]) -> list[Reading]
             tokens = table["tokens"][rows, 0].astype(np.int64)
             if read.candidates:
                 scores["candidates"] = table["candidates"][rows, : read.candidates].astype(np.int64)
+            if read.logprobs is not None:
+                scores["logprobs"] = Logprobs(
+                    table["logprobs"][rows, 0],
+                    table["likeliest"][rows, : read.logprobs].astype(np.int64),
+                    table["likeliest_logprobs"][rows, : read.logprobs],
+                )
             readings.append(Reading(tokens=tokens, max_logit=max_logit, **scores))
         elif isinstance(read, TopK):
             tokens = table["top_tokens"][rows, : read.k].astype(np.int64)
@@ -77,9 +85,8 @@ def read_logits(logits_NV: Tensor, reads: Sequence[LogitsRead]) -> list[Reading]
 
 
 def _is_argmax(read: Sample) -> bool:
-    law = read.law
-    is_plain = law.is_greedy and law.repetition_penalty == 1
-    return is_plain and not (read.scores or read.banned or read.candidates)
+    is_plain = read.law.is_greedy and not read.law.adjusts
+    return is_plain and not (read.scores or read.banned or read.candidates) and read.logprobs is None
 
 
 def _sample(logits_NV: Tensor, reads: Sequence[LogitsRead], spans: Sequence[slice]) -> dict[str, Tensor]:
@@ -89,7 +96,7 @@ def _sample(logits_NV: Tensor, reads: Sequence[LogitsRead], spans: Sequence[slic
     """
     samples = [(read, rows) for read, rows in zip(reads, spans, strict=True) if isinstance(read, Sample)]
     wanted = {name for read, _ in samples for name in read.scores}
-    z_NV = _penalized(logits_NV, samples)
+    z_NV = _adjusted(logits_NV, samples)
 
     laws = [sampling.Law()] * len(logits_NV)
     uniforms_N = np.zeros(len(logits_NV))
@@ -120,21 +127,57 @@ def _sample(logits_NV: Tensor, reads: Sequence[LogitsRead], spans: Sequence[slic
     return columns
 
 
-def _penalized(logits_NV: Tensor, samples: Sequence[tuple[Sample, slice]]) -> Tensor:
-    """Apply repetition penalties and bans, in a copy if there are any."""
-    if not any(read.banned or read.law.repetition_penalty != 1 for read, _ in samples):
+def _adjusted(logits_NV: Tensor, samples: Sequence[tuple[Sample, slice]]) -> Tensor:
+    """Apply what the laws adjust, and bans, in a copy if there are any."""
+    if not any(read.banned or read.law.adjusts for read, _ in samples):
         return logits_NV
     z_NV = logits_NV.clone()
     for read, rows in samples:
-        if read.law.repetition_penalty != 1:
-            if read.contexts is None:
-                raise ValueError("a repetition penalty needs the context of each row; got none")
-            for row, context in zip(range(rows.start, rows.stop), read.contexts, strict=True):
-                seen = torch.from_numpy(np.unique(context)).to(z_NV.device)
-                z_NV[row] = sampling.penalize_repetition(z_NV[row], seen, read.law.repetition_penalty)
+        z_NV[rows] = sampling.adjust(z_NV[rows], read.law, read.contexts or (), read.num_prompt)
         if read.banned:
             z_NV[rows, list(read.banned)] = float("-inf")
     return z_NV
+
+
+def _logprobs(
+    logits_NV: Tensor, tokens_N: Tensor, reads: Sequence[LogitsRead], spans: Sequence[slice]
+) -> dict[str, Tensor]:
+    """Give log-probabilities of the rows that ask for them, NaN for the others."""
+    asking = [(read, rows) for read, rows in zip(reads, spans, strict=True) if isinstance(read, Sample)]
+    asking = [(read, rows) for read, rows in asking if read.logprobs is not None]
+    rows_A = torch.cat([torch.arange(rows.start, rows.stop) for _, rows in asking]).to(logits_NV.device)
+    most = max(read.logprobs or 0 for read, _ in asking)
+    found = logprobs_of(logits_NV[rows_A], tokens_N[rows_A], most)
+    nan = logits_NV.new_full((len(logits_NV), 1), float("nan"), dtype=torch.float64)
+    return {
+        name: nan.expand(-1, column.shape[1]).index_copy(0, rows_A, column.double())
+        for name, column in zip(("logprobs", "likeliest", "likeliest_logprobs"), found, strict=True)
+    }
+
+
+def logprobs_of(logits_NV: Tensor, tokens_N: Tensor, num: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Give log-probabilities of logits as they are, in float32 or wider.
+
+    Args:
+        logits_NV: Raw logits.
+        tokens_N: A token of each row.
+        num: How many of the most likely tokens, at most the vocabulary.
+
+    Returns:
+        Of the tokens, `[N, 1]`; the most likely tokens and theirs, `[N, num]`.
+    """
+    logprobs_NV = logits_NV.float() if logits_NV.dtype in (torch.float16, torch.bfloat16) else logits_NV
+    logprobs_NV = logprobs_NV.log_softmax(1)
+    top = logprobs_NV.topk(min(num, logprobs_NV.shape[1]), dim=1)
+    return logprobs_NV.gather(1, tokens_N[:, None]), top.indices, top.values
+
+
+def read_logprobs(logits_NV: Tensor, tokens: Ints, num: int) -> Logprobs:
+    """Give `Logprobs` of raw logits on the device and a token of each row, with one transfer."""
+    found = logprobs_of(logits_NV, torch.from_numpy(tokens).to(logits_NV.device), num)
+    host = torch.cat([column.double() for column in found], 1).cpu().numpy()
+    width = found[1].shape[1]
+    return Logprobs(host[:, 0], host[:, 1 : 1 + width].astype(np.int64), host[:, 1 + width :])
 
 
 def _scored(

@@ -14,7 +14,9 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
-def propose(logits_V: Tensor, law: Law, context: Ints, num: int, uniform: float) -> tuple[Ints, Floats]:
+def propose(
+    logits_V: Tensor, law: Law, context: Ints, num_prompt: int, num: int, uniform: float
+) -> tuple[Ints, Floats]:
     """Give at most `num` different tokens to try at one position, with their probabilities.
 
     A greedy law gives the most likely ones. Another gives draws at `num` numbers that are evenly spaced
@@ -22,15 +24,14 @@ def propose(logits_V: Tensor, law: Law, context: Ints, num: int, uniform: float)
     Tokens of probability .2, .5, .3 at two numbers from .6 on are 1 and 0.
 
     Args:
-        logits_V: Of the position; probabilities are of these, after the repetition penalty.
+        logits_V: Of the position; probabilities are of these, as the law adjusts them.
         law: What tokens are drawn from.
-        context: Token ids that the penalty is for.
+        context: Token ids that penalties are for, those of the prompt first.
+        num_prompt: How many of them are the prompt's.
         num: How many, at least 1.
         uniform: In [0, 1).
     """
-    if law.repetition_penalty != 1:
-        context_K = torch.from_numpy(np.unique(context)).to(logits_V.device)
-        logits_V = sampling.penalize_repetition(logits_V, context_K, law.repetition_penalty)
+    [logits_V] = sampling.adjust(logits_V[None], law, [context], num_prompt)
     probs_V = logits_V.softmax(0)
     if law.is_greedy:
         sorted_V = probs_V.sort(descending=True, stable=True)

@@ -6,28 +6,43 @@ another. Probabilities are computed in float32 or wider whatever the model's typ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from chordal.errors import InputError
+from chordal.constraint import Constraint
+from chordal.errors import DecodingError, InputError
+
+Ints: TypeAlias = npt.NDArray[np.int64]
+
+# Far from where float32 ends, and enough to decide any choice.
+_MAX_BIAS = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Law:
-    """How tokens are drawn from a model's logits, in transformers' order of processing.
+    """How tokens are drawn from a model's logits.
+
+    The logits are adjusted first: bias, penalties, constraint. Temperature, top-k, top-p and min-p follow in
+    transformers' order.
 
     Attributes:
         temperature: Divides the logits, at least 0; 0 takes the most likely token.
         top_k: Keep the k most likely tokens; 0 keeps all.
         top_p: Keep the fewest most likely tokens whose probabilities reach it, in (0, 1].
         min_p: Keep tokens at least this fraction as likely as the most likely one, in [0, 1].
-        repetition_penalty: Divides positive and multiplies negative logits of tokens that occurred,
-            above 0; 1 changes nothing.
+        repetition_penalty: Divides positive and multiplies negative logits of tokens that occurred, in the
+            prompt too, above 0; 1 changes nothing.
+        presence_penalty: Taken off the logits of tokens that were generated, of any sign.
+        frequency_penalty: Taken off them for each time they were, of any sign.
+        logit_bias: Pairs of a token id and what is added to its logit, at most 1e6 either way.
+        constraint: Says which tokens may follow a text; the others get no probability.
 
     Raises:
         InputError: A value is outside its range or not a number.
@@ -38,6 +53,10 @@ class Law:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         # Written so that NaN fails each of them.
@@ -47,6 +66,9 @@ class Law:
             ("top_p", 0 < self.top_p <= 1, "be above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "be between 0 and 1"),
             ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "be a finite number above 0"),
+            ("presence_penalty", math.isfinite(self.presence_penalty), "be a finite number"),
+            ("frequency_penalty", math.isfinite(self.frequency_penalty), "be a finite number"),
+            ("logit_bias", all(abs(bias) <= _MAX_BIAS for _, bias in self.logit_bias), "be within +-1e6"),
         ):
             if not holds:
                 raise InputError(f"{name} must {must}; got {getattr(self, name)}.")
@@ -55,6 +77,22 @@ class Law:
     def is_greedy(self) -> bool:
         """Whether the most likely token is always taken."""
         return self.temperature == 0
+
+    @property
+    def reads_context(self) -> bool:
+        """Whether it depends on the tokens before."""
+        has_penalty = self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty
+        return bool(has_penalty) or self.constraint is not None
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether it changes logits before temperature and truncation."""
+        return self.reads_context or bool(self.logit_bias)
+
+    @property
+    def unadjusted(self) -> Law:
+        """The same temperature and truncation, for logits that are adjusted already."""
+        return Law(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
 
     @property
     def truncates(self) -> bool:
@@ -108,15 +146,53 @@ def transform(logits_NV: Tensor, laws: Sequence[Law]) -> Tensor:
     return torch.empty_like(z_NV).scatter_(1, order_NV, sorted_NV)
 
 
-def under_law(logits_NV: Tensor, law: Law, contexts: Sequence[npt.NDArray[np.int64]]) -> Tensor:
-    """Apply one law to all rows, its repetition penalty too, by the tokens that count for each row."""
-    if law.repetition_penalty != 1:
-        seen = [torch.from_numpy(np.unique(context)).to(logits_NV.device) for context in contexts]
-        rows = zip(logits_NV, seen, strict=True)
-        logits_NV = torch.stack(
-            [penalize_repetition(row_V, tokens_K, law.repetition_penalty) for row_V, tokens_K in rows]
-        )
-    return transform(logits_NV, [law] * len(logits_NV))
+def adjust(logits_NV: Tensor, law: Law, contexts: Sequence[Ints], num_prompt: int) -> Tensor:
+    """Apply bias, penalties and constraint of one law, each row by the tokens before it.
+
+    Args:
+        logits_NV: Float32 or wider.
+        law: The law.
+        contexts: Tokens that count for each row, those of the prompt first; not looked at if the law does
+            not read them.
+        num_prompt: How many of them are the prompt's.
+
+    Returns:
+        New logits, or the same if the law adjusts nothing.
+
+    Raises:
+        ValueError: The law needs contexts and there are not as many as rows.
+        DecodingError: The constraint allows no token at all.
+    """
+    if not law.adjusts:
+        return logits_NV
+    z_NV = logits_NV.clone()
+    device = z_NV.device
+    if law.logit_bias:
+        tokens, biases = zip(*law.logit_bias, strict=True)
+        z_NV[:, torch.tensor(tokens, device=device)] += torch.tensor(biases, dtype=z_NV.dtype, device=device)
+    if not law.reads_context:
+        return z_NV
+    if len(contexts) != len(z_NV):
+        raise ValueError(f"a law that reads the context needs one a row; got {len(contexts)}")
+    for row, context in enumerate(contexts):
+        if law.repetition_penalty != 1:
+            seen = torch.from_numpy(np.unique(context)).to(device)
+            z_NV[row] = penalize_repetition(z_NV[row], seen, law.repetition_penalty)
+        if law.presence_penalty or law.frequency_penalty:
+            generated, counts = np.unique(context[num_prompt:], return_counts=True)
+            penalties = torch.from_numpy(law.presence_penalty + law.frequency_penalty * counts)
+            z_NV[row, torch.from_numpy(generated).to(device)] -= penalties.to(z_NV)
+    if law.constraint is not None:
+        allowed_NV = np.stack([law.constraint.allowed(context[num_prompt:]) for context in contexts])
+        if not allowed_NV.any(1).all():
+            raise DecodingError("the constraint allows no token of the model's here.")
+        z_NV.masked_fill_(~torch.from_numpy(allowed_NV).to(device), float("-inf"))
+    return z_NV
+
+
+def under_law(logits_NV: Tensor, law: Law, contexts: Sequence[Ints], num_prompt: int) -> Tensor:
+    """Apply one law to all rows; arguments as for `adjust`."""
+    return transform(adjust(logits_NV, law, contexts, num_prompt), [law] * len(logits_NV))
 
 
 def draw(logits_NV: Tensor, uniforms_N: Tensor) -> Tensor:

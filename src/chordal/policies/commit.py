@@ -7,7 +7,6 @@ sequence anew. The formulas are in `ops.unmask` and `ops.coherence`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from chordal.forward import Floats, Ints, Reading, Sample, Score
 from chordal.models.reading import read_logits
 from chordal.ops import coherence, unmask
 from chordal.ops.randomness import gumbel
-from chordal.ops.sampling import penalize_repetition
+from chordal.ops.sampling import adjust
 from chordal.sequence import UNCOMMITTED, Sequence
 
 Wanted: TypeAlias = Score | Literal["logits"]
@@ -349,8 +348,8 @@ class Averaged:
         return ranked[chosen]
 
     def _read(self, candidates: Candidates, positions: Ints, mean_NV: Tensor) -> Reading:
-        """Read tokens from averaged laws, which have the repetition penalty already."""
-        law, uniforms = dataclasses.replace(candidates.seq.law, repetition_penalty=1.0), None
+        """Read tokens from averaged laws, which are adjusted already."""
+        law, uniforms = candidates.seq.law.unadjusted, None
         if not law.is_greedy:
             uniforms = candidates.seq.uniforms(positions, "token", candidates.pass_number)
         read = Sample(np.arange(len(positions)), law, uniforms, ("probs", "entropy"))
@@ -359,13 +358,11 @@ class Averaged:
 
 
 def _laws(candidates: Candidates, rows: Ints) -> Tensor:
-    """Give the model's law `[n, V]` of some candidates, after the repetition penalty."""
+    """Give the model's law `[n, V]` of some candidates, as the request adjusts it."""
     seq, logits_NV = candidates.seq, candidates.scores["logits"]
     logits_NV = logits_NV[torch.from_numpy(rows).to(logits_NV.device)]
-    if (penalty := seq.law.repetition_penalty) != 1:
-        known = np.unique(seq.tokens[np.flatnonzero(seq.committed_at[: seq.canvas_end] != UNCOMMITTED)])
-        known_K = torch.from_numpy(known).to(logits_NV.device)
-        logits_NV = torch.stack([penalize_repetition(row_V, known_K, penalty) for row_V in logits_NV])
+    known = seq.tokens[np.flatnonzero(seq.committed_at[: seq.canvas_end] != UNCOMMITTED)]
+    logits_NV = adjust(logits_NV, seq.law, [known] * len(logits_NV), seq.num_prompt)
     laws_NV: Tensor = logits_NV.softmax(1)
     return laws_NV
 

@@ -19,7 +19,7 @@ from chordal.decoders.autoregressive import Autoregressive
 from chordal.decoders.decoder import Decoder, Decoding
 from chordal.engine import Engine
 from chordal.errors import DecodingError, InputError, UnknownNameError
-from chordal.forward import Causal, Forward, Ints
+from chordal.forward import Bools, Causal, Forward, Ints, Logits
 from chordal.generation import Model
 from chordal.models.family import Kind, Need
 from chordal.models.language_model import LanguageModel
@@ -36,6 +36,7 @@ LENGTH = 12
 """New tokens of most checks; no check asks for more than 16."""
 
 _SAMPLED = Law(temperature=1.0)
+_ADJUSTED = Law(presence_penalty=0.5, frequency_penalty=0.7, logit_bias=((3, 1.5), (5, -2.0)))
 _LAWS = (
     Law(),
     _SAMPLED,
@@ -86,8 +87,15 @@ class Subject:
         return True
 
     def laws(self, *laws: Law) -> list[Law]:
-        """Keep of some laws those the decoder takes: a search takes greedy ones only."""
-        return [law for law in laws if law.is_greedy or self.decoder.samples]
+        """Keep of some laws those the decoder takes: a search, say, takes greedy ones only."""
+        return [law for law in laws if self._takes(law)]
+
+    def _takes(self, law: Law) -> bool:
+        try:
+            self.decoder.check_law(law)
+        except InputError:
+            return False
+        return True
 
     def engine(self, target: Runner | None = None) -> Engine:
         """Make an engine with a target, a draft and a middle model."""
@@ -104,6 +112,7 @@ class Subject:
         eos_ids: tuple[int, ...] = (),
         stop_strings: tuple[str, ...] = (),
         listeners: tuple[Listener, ...] = (),
+        num_logprobs: int | None = None,
     ) -> Sequence:
         """Make a sequence for the target."""
         return Sequence(
@@ -114,6 +123,7 @@ class Subject:
             seed=seed,
             detokenize=Alphabet().decode,
             listeners=list(listeners),
+            num_logprobs=num_logprobs,
         )
 
     def decode(self, *seqs: Sequence, engine: Engine | None = None) -> tuple[Sequence, ...]:
@@ -422,13 +432,59 @@ def the_config_survives_a_round_trip(subject: Subject) -> None:
     _refuses(dataclasses.FrozenInstanceError, lambda: setattr(config, next(iter(settings), "any"), None))
 
 
+def what_a_request_adjusts_holds_at_every_position(subject: Subject) -> None:
+    """A token with a large bias is always taken or never; a constraint is kept to or refused."""
+    prompt = random_prompt(7, 3)
+    [free] = subject.decode(subject.sequence(prompt))
+    token = int(free.output[0])
+    for bias, count in ((1e4, LENGTH), (-1e4, 0)):
+        biased = (dataclasses.replace(law, logit_bias=((token, bias),)) for law in (Law(), _SAMPLED))
+        for law in subject.laws(*biased):
+            [seq] = subject.decode(subject.sequence(prompt, law=law))
+            _same(int((seq.output == token).sum()), count, f"the number of tokens with bias {bias}")
+    if not subject.decoder.constrains:
+        _refuses(InputError, lambda: subject.decoder.check_law(Law(constraint=_Alternating(1))))
+    for law in subject.laws(*_constrained(subject, Law()), *_constrained(subject, _SAMPLED)):
+        seqs = subject.decode(*(subject.sequence(prompt, law=law, seed=seed) for seed in range(3)))
+        for seq in seqs:
+            assert _Alternating.holds(seq.output), f"{seq.output} breaks the constraint"
+
+
+def log_probabilities_are_of_the_models_own_law(subject: Subject) -> None:
+    """Each token has one, by the logits it was taken from; of an exact decoder plain decoding's."""
+    if not subject.decoder.tells_logprobs:
+        return
+    prompts, everything = [random_prompt(5 + seed, seed) for seed in range(3)], subject.model.vocab_size
+    for law in subject.laws(Law(), _ADJUSTED, _SAMPLED):
+        seqs = [subject.sequence(prompt, law=law, num_logprobs=everything) for prompt in prompts]
+        for seq in subject.decode(*seqs):
+            for at, token in enumerate(seq.output.tolist(), seq.num_prompt):
+                found = seq.logprobs[at]
+                _same(found.token, token, "the token of a log-probability")
+                _same(found.logprob, dict(found.top)[token], "the log-probability")
+                total = np.exp([logprob for _, logprob in found.top]).sum()
+                assert abs(total - 1) < 1e-9, f"the probabilities of all tokens add up to {total}"
+                if subject.kind == "causal" and subject.decoder.promise == "exact":
+                    _same_logprob(subject, seq, at, found.logprob)
+
+
+def _same_logprob(subject: Subject, seq: Sequence, at: int, logprob: float) -> None:
+    rows = np.arange(at)
+    [reading] = subject.model.run(
+        [(0, Forward(seq.tokens[:at], rows, Causal(), Logits(rows[-1:]), slots=rows))]
+    )
+    subject.model.free_row(0, clear=True)
+    want = float(reading.logits[0].log_softmax(0)[int(seq.tokens[at])])
+    assert abs(want - logprob) < 1e-9, f"a log-probability of {logprob} where the model gives {want}"
+
+
 def an_exact_decoder_gives_what_plain_decoding_gives(subject: Subject) -> None:
     """Greedy token for token; sampled in law, by 1,000 runs of two tokens that fail once in a million."""
     if subject.decoder.promise != "exact":
         return
     plain = Subject(Autoregressive(), subject.kind, subject.shift)
-    for penalty in (1.0, 1.5):
-        law = Law(repetition_penalty=penalty)
+    laws = [Law(), Law(repetition_penalty=1.5), _ADJUSTED, *_constrained(subject, Law())]
+    for law in laws:
         prompts = [np.resize(random_prompt(3, seed), 9) for seed in range(4)]
         got = subject.decode(*(subject.sequence(prompt, law=law, max_new_tokens=16) for prompt in prompts))
         want = plain.decode(*(plain.sequence(prompt, law=law, max_new_tokens=16) for prompt in prompts))
@@ -439,10 +495,15 @@ def an_exact_decoder_gives_what_plain_decoding_gives(subject: Subject) -> None:
     table.family = dataclasses.replace(table.family, num_loops=subject.model.family.num_loops)
     others = {name: TableModel(seed=at) for at, name in enumerate(subject.decoder.needs_models, 1)}
     models = {TARGET: table, **others}
-    subject.decoder.reset()  # what it remembers is of another model
-    counts = sample_joint(subject.decoder, models, prompt, length=2, runs=1000, law=_SAMPLED)
-    chance = chi_square(counts, table.joint(prompt, 2))
-    assert chance > 1e-6, f"sampled output this far from the model's law has probability {chance:.1e}"
+    joint = table.joint(prompt, 2)
+    for law in (_SAMPLED, *_constrained(subject, _SAMPLED, table.vocab_size)):
+        subject.decoder.reset()  # what it remembers is of another model
+        if law.constraint is not None:
+            kept = joint * (np.add.outer(np.arange(len(joint)), np.arange(len(joint))) % 2)
+            joint = kept * joint.sum(1, keepdims=True) / kept.sum(1, keepdims=True)
+        counts = sample_joint(subject.decoder, models, prompt, length=2, runs=1000, law=law)
+        chance = chi_square(counts, joint)
+        assert chance > 1e-6, f"sampled output this far from the law has probability {chance:.1e}"
 
 
 CHECKS: tuple[Check, ...] = (
@@ -457,8 +518,35 @@ CHECKS: tuple[Check, ...] = (
     closing_early_frees_the_rows,
     an_error_ends_its_own_sequence_only,
     the_config_survives_a_round_trip,
+    what_a_request_adjusts_holds_at_every_position,
+    log_probabilities_are_of_the_models_own_law,
     an_exact_decoder_gives_what_plain_decoding_gives,
 )
+
+
+@dataclass(frozen=True)
+class _Alternating:
+    """A constraint: an even token follows an odd one and an odd one an even one."""
+
+    vocab_size: int
+
+    def allowed(self, generated: Ints) -> Bools:
+        """Allow either first; behind a text that breaks it, anything."""
+        is_odd = np.arange(self.vocab_size) % 2 == 1
+        if not len(generated) or not self.holds(generated):
+            return np.ones(self.vocab_size, bool)
+        allowed: Bools = is_odd if generated[-1] % 2 == 0 else ~is_odd
+        return allowed
+
+    @staticmethod
+    def holds(tokens: Ints) -> bool:
+        return bool((np.diff(tokens) % 2 == 1).all())
+
+
+def _constrained(subject: Subject, law: Law, vocab_size: int | None = None) -> list[Law]:
+    """Constrain a law, for a decoder that can keep to it."""
+    constraint = _Alternating(vocab_size or subject.model.vocab_size)
+    return [dataclasses.replace(law, constraint=constraint)] if subject.decoder.constrains else []
 
 
 class _RaisedError(Exception):

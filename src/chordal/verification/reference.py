@@ -123,4 +123,4 @@ def _score_in_parts(target: Runner, text: Ints, start: int, law: Law, num_fed: i
 
 
 def _under(logits_TV: Tensor, text: Ints, start: int, law: Law) -> Tensor:
-    return under_law(logits_TV, law, [text[:end] for end in range(start, len(text))])
+    return under_law(logits_TV, law, [text[:end] for end in range(start, len(text))], 0)
