@@ -70,7 +70,7 @@ def tasks(num_prompts: int, json_path: Path | None, plot_path: Path | None) -> N
     """Print accuracy and tokens per forward of every decoder on every task."""
     found: dict[str, dict[str, list[Row]]] = {}
     for name, contenders in LINEUP.items():
-        model = chordal.load(name, dtype="float32", max_rows=BATCH_SIZE)
+        model = chordal.load(name, dtype="float32", max_rows=BATCH_SIZE, prefix_cache_mib=0)
         found[name] = {}
         for workload in load_tasks(TASKS, num_prompts):
             found[name][workload.name] = compare(model, [workload], contenders, repeats=1)
@@ -157,7 +157,7 @@ def plot(found: dict[str, dict[str, list[Row]]], path: Path) -> None:
 
 def long(num_prompts: int, repeats: int) -> None:
     """Print wall-clock on wide canvases, one prompt at a time."""
-    model = chordal.load("tiny-mdm", dtype="float32", max_rows=1)
+    model = chordal.load("tiny-mdm", dtype="float32", max_rows=1, prefix_cache_mib=0)
     for names, length, is_filled in ((("rename",), 128, False), (("copy", "arithmetic"), 256, True)):
         workloads = [
             dataclasses.replace(workload, max_new_tokens=length, grade=None if is_filled else workload.grade)

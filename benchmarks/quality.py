@@ -119,7 +119,7 @@ def floors(names: list[str], count: int, write_cards: bool) -> None:
     """Print accuracy by task and model; optionally write it into the model cards."""
     table: dict[str, dict[str, float]] = {}
     for name in names:
-        model = chordal.load(name, dtype="float32")
+        model = chordal.load(name, dtype="float32", prefix_cache_mib=0)
         started = time.perf_counter()
         table[name] = {}
         for task in TASKS:
@@ -178,7 +178,7 @@ def tradeoff(count: int, file: Path | None) -> None:
     """Print accuracy and tokens per forward of growing parallelism."""
     rows, records = [], []
     for name, settings in (("tiny-mdm", MASKED), ("tiny-block", BLOCK)):
-        model = chordal.load(name, dtype="float32")
+        model = chordal.load(name, dtype="float32", prefix_cache_mib=0)
         for decoder, config in settings:
             text = ", ".join(f"{key}={value}" for key, value in config.items())
             text = text.replace("tokens_per_step=", "num_steps=canvas/")
@@ -206,7 +206,7 @@ def tradeoff(count: int, file: Path | None) -> None:
 
 def loops(count: int, rounds: int = 5) -> None:
     """Print accuracy, core loops and time of plain decoding with few loops and of what saves loops."""
-    model = chordal.load("tiny-recurrent", dtype="float32")
+    model = chordal.load("tiny-recurrent", dtype="float32", prefix_cache_mib=0)
     rows = []
     for decoder, config in LOOPED:
         text = ", ".join(f"{key}={value}" for key, value in config.items())
@@ -223,7 +223,7 @@ def loops(count: int, rounds: int = 5) -> None:
         rows.append([f"{decoder}({text})", *cells, *(f"{value:.2f}" for value in per_token)])
         print(" ".join(rows[-1]), file=sys.stderr, flush=True)
 
-    alone = chordal.load("tiny-recurrent", dtype="float32", max_rows=1)
+    alone = chordal.load("tiny-recurrent", dtype="float32", max_rows=1, prefix_cache_mib=0)
     measure(alone, "copy", 5, None, {})  # the first passes set up the cache
     plain = LOOPED.index(("autoregressive", {}))
     ratios: list[list[float]] = [[] for _ in LOOPED]
@@ -245,8 +245,8 @@ def loops(count: int, rounds: int = 5) -> None:
 
 def experts(count: int, rounds: int = 5) -> None:
     """Print accuracy, tokens and distinct experts a pass, and speed, of experts shared in several ways."""
-    model = chordal.load("tiny-moe", dtype="float32", max_rows=16)
-    alone = chordal.load("tiny-moe", dtype="float32", max_rows=1)
+    model = chordal.load("tiny-moe", dtype="float32", max_rows=16, prefix_cache_mib=0)
+    alone = chordal.load("tiny-moe", dtype="float32", max_rows=1, prefix_cache_mib=0)
     together = note_experts(model)
     measure(alone, "copy", 5, None, {})  # the first passes set up the cache
     for feed, refresh in EXPERT_FEEDS:

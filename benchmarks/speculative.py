@@ -406,6 +406,7 @@ def main(args: Sequence[str] | None = None) -> None:
             dtype=given.dtype,
             device=given.device,
             max_rows=max(batches),
+            prefix_cache_mib=0,
         )
         reference, draft = load_reference(target, model), load_reference(given.draft, model)
         workloads = _workloads(

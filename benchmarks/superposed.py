@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    model = chordal.load("tiny-ar", dtype="float32")
+    model = chordal.load("tiny-ar", dtype="float32", prefix_cache_mib=0)
     k = args.num_drafts
     given = [
         (task, instance)

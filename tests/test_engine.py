@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
+import torch
 
 import chordal.engine
 from chordal.decoders.autoregressive import Autoregressive
@@ -12,8 +15,9 @@ from chordal.engine import Engine, _Ask, _group_by_width
 from chordal.errors import DecodingError, InputError
 from chordal.forward import Causal, Forward, Logits, Sample, Tree
 from chordal.ops.sampling import Law
+from chordal.registry import make_decoder
 from chordal.sequence import Sequence, StopRules
-from chordal.testing import TINY_POISON, CountingModel, TableModel, tiny_model
+from chordal.testing import TINY_POISON, CountingModel, TableModel, random_prompt, tiny_model
 
 PROMPT = np.array([1, 0, 2])
 LAW = Law(temperature=1.0)
@@ -565,3 +569,139 @@ def test_complete_with_nothing_to_do_does_nothing():
     engine = Engine(TableModel())
     engine.complete([])
     assert engine.passes == {"target": 0}
+
+
+# Too little memory, and memory given back.
+
+
+class Frail(CountingModel):
+    """Runs, and then fails where several sequences, or one of them, have asked for too much."""
+
+    def __init__(self, model, fails):
+        super().__init__(model)
+        self.fails = fails
+
+    def run(self, requests):
+        readings = super().run(requests)
+        if self.fails(requests):
+            raise torch.OutOfMemoryError("out of memory")
+        return readings
+
+
+def is_batch(requests):
+    return len({row for row, _ in requests}) > 1
+
+
+@pytest.mark.parametrize(
+    "name", ["token_recycling", "rsd", "first_finish", "prompt_lookup", "autoregressive"]
+)
+def test_a_batch_that_does_not_fit_is_run_one_by_one_and_gives_the_same(name):
+    """Late, in the middle of the model: what the requests moved in its cache stays moved once."""
+    prompts = [np.resize(random_prompt(3, seed), 9) for seed in range(4)]
+    given = []
+    for fails in (lambda requests: False, is_batch):
+        model = Frail(tiny_model(max_rows=4), fails)
+        engine = Engine({"target": model, "draft": tiny_model(seed=1)})
+        stop = StopRules(max_new_tokens=16)
+        seqs = [
+            engine.submit(make_decoder(name), Sequence(prompt=prompt, family=model.family, stop=stop, seed=3))
+            for prompt in prompts
+        ]
+        engine.run()
+        assert [seq.error for seq in seqs] == [None] * 4
+        given.append([seq.output.tolist() for seq in seqs])
+        assert any(map(is_batch, model.calls))
+    assert given[0] == given[1]
+
+
+def test_requests_of_one_sequence_stay_together_when_a_batch_is_run_one_by_one():
+    model = Frail(TableModel(), is_batch)
+
+    def twice(seq):
+        at = np.arange(3)
+        copies = tuple(Forward(seq.prompt, at, Tree(0, (-1, 0, 1)), Logits(np.array([2]))) for _ in range(2))
+        yield copies
+        seq.append(np.zeros(1, np.int64))
+
+    engine = Engine(model)
+    seqs = [submit(engine, 1, Script(twice)) for _ in range(2)]
+    engine.run()
+    assert [len(call) for call in model.calls] == [4, 2, 2]
+    assert [seq.stats.rows for seq in seqs] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("can't allocate memory")],
+    ids=["device", "python", "host"],
+)
+def test_a_request_without_memory_ends_alone(error):
+    def fails(requests):
+        if any(len(forward.tokens) == 13 for _, forward in requests):
+            raise error
+        return False
+
+    engine = Engine(Frail(TableModel(), fails))
+    first = submit(engine, 6, seed=0)
+    greedy = submit(engine, 6, prompt=np.arange(13) % 4)
+    last = submit(engine, 6, seed=1)
+    engine.run()
+    assert greedy.finish_reason == "error"
+    assert greedy.error is error
+    assert [first.output.tolist(), last.output.tolist()] == [alone(6, seed=0), alone(6, seed=1)]
+
+
+def test_an_error_does_not_keep_the_tensors_of_its_pass():
+    kept = []
+
+    class Leaky(CountingModel):
+        def run(self, requests):
+            tensor = torch.zeros(5)
+            kept.append(weakref.ref(tensor))
+            raise MemoryError
+
+    engine = Engine(Leaky(TableModel()))
+    seq = submit(engine)
+    engine.run()
+    assert isinstance(seq.error, MemoryError)
+    assert kept[0]() is None
+
+
+def test_an_idle_engine_gives_the_memory_of_its_caches_back():
+    model = tiny_model()
+    engine = Engine(model)
+    want = submit(engine, seed=4)
+    engine.step()
+    engine.release()
+    assert model.cache.slot_layers[0].keys.numel() > 0  # somebody is live
+    engine.run()
+    engine.release()
+    engine.release()
+    assert all(layer.keys.numel() == layer.values.numel() == 0 for layer in model.cache.slot_layers)
+    again = submit(engine, seed=4)
+    engine.run()
+    assert again.output.tolist() == want.output.tolist()
+
+
+def test_what_is_kept_of_prompts_outlives_the_caches():
+    model = tiny_model(max_rows=2)
+    engine = Engine(model, prefix_cache_bytes=10**6, prefix_page_tokens=4)
+    prompt = random_prompt(11)
+    first = submit(engine, prompt=prompt)
+    engine.run()
+    engine.release()
+    again = submit(engine, prompt=prompt)
+    engine.run()
+    assert (first.stats.cached_tokens, again.stats.cached_tokens) == (0, 8)
+    assert again.output.tolist() == first.output.tolist()
+
+
+def test_the_time_in_the_queue_is_counted():
+    engine = Engine(TableModel(max_rows=1))
+    first, second, third = (submit(engine, 3, seed=seed) for seed in range(3))
+    engine.cancel(third)
+    engine.run()
+    assert first.stats.queue_s > 0
+    assert first.stats.model_s < second.stats.queue_s < second.stats.wall_s
+    assert third.stats.queue_s > 0
+    assert second.stats.to_dict()["queue_s"] == round(second.stats.queue_s, 6)

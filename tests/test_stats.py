@@ -29,6 +29,8 @@ def test_counters_are_plain_json_under_the_names_of_the_command_line():
         accepted_tokens=6,
         model_s=0.12345678,
         wall_s=0.5,
+        cached_tokens=8,
+        queue_s=0.25,
     )
     assert json.loads(json.dumps(stats.to_dict())) == {
         "forwards": 3,
@@ -40,11 +42,13 @@ def test_counters_are_plain_json_under_the_names_of_the_command_line():
         "committed_tokens": 10,
         "tokens_per_forward": 3.3333,
         "positions_fed": 30,
+        "cached_tokens": 8,
         "draft_tokens": 9,
         "accepted_tokens": 6,
         "draft_forwards": {"draft": 7},
         "model_s": 0.123457,
         "wall_s": 0.5,
+        "queue_s": 0.25,
     }
 
 

@@ -19,6 +19,7 @@ _PUBLIC = {
     "Engine": "chordal.engine",
     "Forward": "chordal.forward",
     "Generation": "chordal.generation",
+    "Job": "chordal.generation",
     "Law": "chordal.ops.sampling",
     "Model": "chordal.generation",
     "Reading": "chordal.forward",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from chordal.forward import Reading as Reading
     from chordal.generation import Chunk as Chunk
     from chordal.generation import Generation as Generation
+    from chordal.generation import Job as Job
     from chordal.generation import Model as Model
     from chordal.generation import Request as Request
     from chordal.generation import load as load

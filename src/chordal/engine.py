@@ -8,11 +8,12 @@ leave at any tick; a coroutine that fails ends its own sequence and nobody else'
 from __future__ import annotations
 
 import time
-from collections import deque
+import traceback
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +22,9 @@ from chordal.decoders.decoder import Decoder, Decoding, Part
 from chordal.errors import DecodingError, InputError
 from chordal.forward import Forward, Reading
 from chordal.models.runner import Runner
+from chordal.prefix.groups import PrefixGroup
+from chordal.prefix.reuse import Asked, PrefixReuse, Share
+from chordal.prefix.store import Hold
 from chordal.sequence import Sequence
 from chordal.stats import TARGET
 
@@ -65,10 +69,12 @@ class _Branch:
 
 @dataclass(eq=False)
 class _Run:
-    """A live sequence: its coroutine and what it is waiting for."""
+    """A sequence: its coroutine, what it is waiting for, and what of its prompt is shared."""
 
     seq: Sequence
     coroutine: Decoding
+    share: Share
+    submitted: float
     branches: list[_Branch] = field(default_factory=list)
     is_single: bool = True
     idle: int = 0
@@ -108,17 +114,32 @@ class Engine:
         models: The target, or several by name with one named "target".
         concurrent: Run the models at the same time, each in a thread of its own. That pays on devices,
             or cores, that would idle otherwise, and for decoders that ask for several models at once.
+        prefix_cache_bytes: Memory, beside that of live sequences, for what models computed of prompts, so
+            that those which begin alike share it; see docs/prefix.md. 0 shares nothing.
+        prefix_page_tokens: Prompts are shared in multiples of so many tokens, at least 1.
 
     Attributes:
         model_s: Seconds spent in forward passes so far.
         passes: Forward passes run so far, by model.
     """
 
-    def __init__(self, models: Runner | Mapping[str, Runner], *, concurrent: bool = False) -> None:
+    def __init__(
+        self,
+        models: Runner | Mapping[str, Runner],
+        *,
+        concurrent: bool = False,
+        prefix_cache_bytes: int = 0,
+        prefix_page_tokens: int = 16,
+    ) -> None:
         self.models: dict[str, Runner] = dict(models) if isinstance(models, Mapping) else {TARGET: models}
         if TARGET not in self.models:
             raise InputError(
                 f'an engine needs a model named "target"; got {", ".join(self.models) or "none"}.'
+            )
+        if prefix_cache_bytes < 0 or prefix_page_tokens < 1:
+            raise InputError(
+                f"a prefix cache needs at least 0 bytes and pages of at least 1 token; got "
+                f"{prefix_cache_bytes} and {prefix_page_tokens}."
             )
         self.max_rows = min(model.max_rows for model in self.models.values())
         self.model_s = 0.0
@@ -127,6 +148,9 @@ class Engine:
         self._waiting: deque[_Run] = deque()
         self._threads = ThreadPoolExecutor(len(self.models)) if concurrent else None
         self._in_flight: dict[str, Future[_Passes]] = {}
+        self._reuse: PrefixReuse | None = None
+        if prefix_cache_bytes:
+            self._reuse = PrefixReuse(self.models, prefix_cache_bytes, prefix_page_tokens)
 
     @property
     def target(self) -> Runner:
@@ -143,8 +167,33 @@ class Engine:
         """Whether some sequence is not done."""
         return bool(self._live or self._waiting)
 
-    def submit(self, decoder: Decoder, seq: Sequence) -> Sequence:
+    @property
+    def prefix_unit(self) -> int | None:
+        """Prompts share what the target computed in multiples of so many tokens; None if they do not."""
+        return self._reuse.page_tokens(TARGET) if self._reuse else None
+
+    @property
+    def prefix_queries(self) -> int:
+        """Prompt tokens of the target that were looked up among those computed before."""
+        return self._reuse.num_queried if self._reuse else 0
+
+    @property
+    def prefix_hits(self) -> int:
+        """Those of them that were found."""
+        return self._reuse.num_hit if self._reuse else 0
+
+    @property
+    def prefix_bytes(self) -> int:
+        """Memory of what is kept of prompts."""
+        return self._reuse.store.num_bytes if self._reuse else 0
+
+    def submit(self, decoder: Decoder, seq: Sequence, *, hold: Hold | None = None) -> Sequence:
         """Queue a sequence; it takes part from the next tick that has a free row.
+
+        Args:
+            decoder: Decodes it.
+            seq: The sequence.
+            hold: Keeps the prefix that it shares with its group; see `complete`.
 
         Raises:
             InputError: The decoder does not fit the model or its settings do not fit the sequence.
@@ -152,7 +201,7 @@ class Engine:
         decoder.check(self.target.family)
         decoder.check_law(seq.law)
         decoder.check_models(self.models)
-        run = _Run(seq, decoder.decode(seq))
+        run = _Run(seq, decoder.decode(seq), Share(seq, hold), time.perf_counter())
         self._resume(run)
         if isinstance(seq.error, InputError):
             raise seq.error
@@ -168,11 +217,11 @@ class Engine:
         if any(run.seq.done for run in self._live):
             self._drop_done()
         while self._waiting and len(self._live) < self.max_rows:
-            self._live.append(self._waiting.popleft())
+            self._join(self._waiting.popleft())
         self._drop_waiting()
 
         idle = [name for name in self.models if name not in self._in_flight]
-        asked = {name: asks for name in idle if (asks := self._asks(name))}
+        asked = {name: asks for name in idle if (asks := self._spare(name, self._asks(name)))}
         if self._threads is None:
             for name, asks in asked.items():
                 self._take(name, _run_model(self.models[name], asks))
@@ -191,23 +240,39 @@ class Engine:
             self.step()
 
     def complete(
-        self, work: Seq[tuple[Decoder, Sequence]], on_finish: Callable[[int], None] | None = None
+        self,
+        work: Seq[tuple[Decoder, Sequence]],
+        on_finish: Callable[[int], None] | None = None,
+        *,
+        groups: Seq[PrefixGroup] | None = None,
     ) -> None:
         """Submit sequences and tick until all of them are done.
 
         Args:
             work: Each with its decoder.
             on_finish: Called with the number of each as it is done, in the order they finish.
+            groups: All of them in the order they are to run, those side by side that share a prefix: it is
+                computed once, kept until the last of them is done, and then dropped. Nothing else of their
+                prompts is kept. None runs them as they come.
 
         Raises:
             InputError: One cannot be decoded. Then, as with whatever `on_finish` raises, all are cancelled.
         """
+        reuse, holds = self._reuse, dict[int, Hold]()
+        for group in groups or ():
+            holds |= dict.fromkeys(group.members, Hold(group.num_shared))
+        num_open = Counter(holds.values())
         try:
-            for decoder, seq in work:
-                self.submit(decoder, seq)
+            for index in holds or range(len(work)):
+                self.submit(*work[index], hold=holds.get(index))
             open_ = list(range(len(work)))
             while open_:
                 still_open = [index for index in open_ if not work[index][1].done]
+                if reuse is not None and holds:
+                    num_open.subtract(holds[index] for index in set(open_) - set(still_open))
+                    for hold in [hold for hold, num in num_open.items() if num == 0]:
+                        reuse.store.release(hold)
+                        del num_open[hold]
                 if on_finish is not None:
                     for index in sorted(set(open_) - set(still_open)):
                         on_finish(index)
@@ -217,6 +282,9 @@ class Engine:
         finally:
             for _, seq in work:
                 self.cancel(seq)
+            if reuse is not None:
+                for hold in num_open:
+                    reuse.store.release(hold)
 
     def cancel(self, seq: Sequence, error: Exception | None = None) -> None:
         """End a sequence now and free its rows; harmless if it is done.
@@ -228,6 +296,19 @@ class Engine:
         seq.finish("cancelled", error)
         self._drop_done()
 
+    def release(self) -> None:
+        """Give back the memory of caches while no sequence is live; else, and the second time, do nothing.
+
+        What is kept of prompts stays, within its bound.
+        """
+        if not self._live and not self._in_flight:
+            for model in self.models.values():
+                model.release()
+
+    def _join(self, run: _Run) -> None:
+        run.seq.stats.queue_s = time.perf_counter() - run.submitted
+        self._live.append(run)
+
     def _asks(self, name: str) -> list[_Ask]:
         """List what live sequences ask of a model."""
         return [
@@ -237,6 +318,26 @@ class Engine:
             for branch in run.branches
             if branch.forward is not None and branch.forward.model == name
         ]
+
+    def _spare(self, name: str, asks: Seq[_Ask]) -> Seq[_Ask]:
+        """Leave out what the model holds already, and who waits for another to compute it."""
+        if self._reuse is None:
+            return asks
+        left = [ask for ask in asks if name in ask.run.share.settled]
+        if len(left) == len(asks):
+            return asks
+        by_row: dict[int, list[_Ask]] = {}
+        for ask in asks:
+            if name not in ask.run.share.settled:
+                by_row.setdefault(ask.row, []).append(ask)
+        asked = [_asked(mine) for mine in by_row.values()]
+        for mine, planned in zip(by_row.values(), self._reuse.plan(name, asked), strict=True):
+            for ask, forward in zip(mine, planned or (), strict=planned is not None):
+                if forward is None:  # it would only fill the cache with what is there
+                    self._hand_out(name, _Answer(ask, Reading()))
+                else:
+                    left.append(ask if forward is ask.forward else replace(ask, forward=forward))
+        return left
 
     def _land(self, when: str) -> None:
         """Wait for models in flight and take what they bring."""
@@ -257,6 +358,9 @@ class Engine:
             by_run.setdefault(id(answer.ask.run), []).append(answer)
         for mine in by_run.values():
             self._count(name, mine)
+            is_run = not any(isinstance(answer.reading, Exception) for answer in mine)
+            if self._reuse is not None and is_run and name not in mine[0].ask.run.share.settled:
+                self._reuse.note(name, _asked([answer.ask for answer in mine]))
             for answer in mine:
                 self._hand_out(name, answer)
 
@@ -327,6 +431,7 @@ class Engine:
     def _drop_waiting(self) -> None:
         for run in self._waiting:
             if run.seq.done:
+                run.seq.stats.queue_s = time.perf_counter() - run.submitted
                 run.close()
         self._waiting = deque(run for run in self._waiting if not run.seq.done)
 
@@ -357,8 +462,16 @@ def _branch(asked: Forward | Part) -> _Branch:
     return branch
 
 
+def _asked(asks: Seq[_Ask]) -> Asked:
+    return Asked(asks[0].run.share, asks[0].row, [ask.forward for ask in asks])
+
+
 def _run_model(model: Runner, asks: Seq[_Ask]) -> _Passes:
-    """Run requests in as few passes as pay; one that cannot run gets the error in place of a reading."""
+    """Run requests in as few passes as pay; a sequence's that cannot run get the error in place of readings.
+
+    A group that fails is run again, one sequence at a time: one has asked for what cannot be, or all
+    together for more memory than there is.
+    """
     answers: list[_Answer] = []
     timings: list[tuple[float, set[int]]] = []
     groups = _group_by_width(asks)
@@ -366,16 +479,29 @@ def _run_model(model: Runner, asks: Seq[_Ask]) -> _Passes:
         group = groups.pop(0)
         started = time.perf_counter()
         try:
+            group = _move(model, group)
             readings = model.run([(ask.row, ask.forward) for ask in group])
-        except Exception as error:  # one request asked for what cannot be: find out which
-            if len(group) == 1:
-                answers.append(_Answer(group[0], error))
+        except Exception as error:
+            # The tensors of a pass would live as long as its error does.
+            traceback.clear_frames(error.__traceback__)
+            by_row = {ask.row: [one for one in group if one.row == ask.row] for ask in group}
+            if len(by_row) == 1:
+                answers += [_Answer(ask, error) for ask in group]
             else:
-                groups = [[ask] for ask in group] + groups
+                groups = [*by_row.values(), *groups]
             continue
         timings.append((time.perf_counter() - started, {ask.row for ask in group}))
         answers += [_Answer(ask, reading) for ask, reading in zip(group, readings, strict=True)]
     return answers, timings
+
+
+def _move(model: Runner, asks: Seq[_Ask]) -> list[_Ask]:
+    """Carry out the moves of requests, and give the requests without them: a second time would be wrong."""
+    moves = [(ask.row, *ask.forward.moves) for ask in asks if ask.forward.moves is not None]
+    if not moves:
+        return list(asks)
+    model.move_slots(moves)
+    return [replace(ask, forward=replace(ask.forward, moves=None)) for ask in asks]
 
 
 def _num_experts(readings: Seq[Reading | Exception]) -> float:

@@ -19,6 +19,7 @@ from chordal.models.language_model import LanguageModel
 from chordal.models.load import load_model
 from chordal.models.quantization import Quantization
 from chordal.ops.sampling import Law
+from chordal.prefix.groups import PrefixGroup, group_prompts
 from chordal.registry import make_decoder
 from chordal.sequence import (
     Alternative,
@@ -226,6 +227,7 @@ class Model:
         prompts: Prompt | Seq[Prompt],
         *,
         on_finish: Callable[[int, Generation], None] | None = None,
+        group_prefixes: bool = True,
         **settings: Any,
     ) -> list[Generation]:
         """Generate for one or many prompts, batched.
@@ -233,6 +235,8 @@ class Model:
         Args:
             prompts: Text, token ids or chat messages; one, or a list of them.
             on_finish: Called with index and result as each prompt is done, in the order they finish.
+            group_prefixes: Run prompts that begin alike side by side, so that the beginning is computed
+                once and kept no longer than it is needed; False runs them as they come.
             **settings: Fields of `Request`.
 
         Returns:
@@ -257,7 +261,8 @@ class Model:
             if on_finish is not None:
                 on_finish(index, results[index])
 
-        self.engine.complete([(job.decoder, job.seq) for job in jobs], finished)
+        groups = _group([job.seq for job in jobs], self.engine.prefix_unit) if group_prefixes else None
+        self.engine.complete([(job.decoder, job.seq) for job in jobs], finished, groups=groups)
         return [results[index] for index in range(len(given))]
 
     def stream(self, prompt: Prompt, *, listeners: Seq[Listener] = (), **settings: Any) -> Iterator[Chunk]:
@@ -456,6 +461,7 @@ def load(
     token: str | None = None,
     local_files_only: bool = False,
     max_rows: int = 64,
+    prefix_cache_mib: int = 256,
 ) -> Model:
     """Load a bundled model, a checkpoint folder or a hub repository; nothing in it is executed.
 
@@ -478,6 +484,8 @@ def load(
         token: Access token of the hub.
         local_files_only: Take hub repositories from the local cache only.
         max_rows: Sequences decoded at once, at most.
+        prefix_cache_mib: Memory, in MiB, that keeps what models computed of prompts, so that prompts that
+            begin alike share it; see docs/prefix.md. 0 shares nothing, and so does `tensor_parallel`.
 
     Raises:
         CheckpointError: A checkpoint is missing, damaged or of a kind that is not supported.
@@ -504,7 +512,9 @@ def load(
             raise InputError(
                 f"{name}_quantization needs a {name} model; give {name}=... too, or leave it out."
             )
-    return Model(Engine(models, concurrent=concurrent))
+    # Processes that run one model together must agree on what they feed; each would go by its own memory.
+    prefix_cache_bytes = 0 if tensor_parallel else prefix_cache_mib * 2**20
+    return Model(Engine(models, concurrent=concurrent, prefix_cache_bytes=prefix_cache_bytes))
 
 
 def _share_vocabulary(target: LanguageModel, other: LanguageModel) -> None:
@@ -541,6 +551,19 @@ class _Recorder:
 
     def __call__(self, seq: Sequence, event: Event) -> None:
         self._trace.append(event)
+
+
+def _group(seqs: Seq[Sequence], unit: int | None) -> list[PrefixGroup] | None:
+    """Group sequences by the prefixes that they share in multiples of a unit; None if they share none."""
+    if unit is None or len(seqs) < 2:
+        return None
+    groups = group_prompts(
+        # The last token is always fed: what follows it is read.
+        [seq.prompt[:-1] for seq in seqs],
+        [seq.stop.max_new_tokens for seq in seqs],
+        unit=unit,
+    )
+    return groups if any(group.num_spared for group in groups) else None
 
 
 def _as_list(prompts: Any) -> list[Prompt]:

@@ -26,6 +26,8 @@ class Stats:
         accepted_tokens: Those of them that were kept.
         model_s: Seconds of the forward passes this request took part in, not divided by the batch.
         wall_s: Seconds from the start of the request to its end.
+        cached_tokens: Tokens of the prompt that the target was not fed, for it had their keys and values.
+        queue_s: Seconds from when the request was submitted to when it joined the batch.
     """
 
     forwards: dict[str, int] = field(default_factory=dict)
@@ -39,6 +41,8 @@ class Stats:
     accepted_tokens: int = 0
     model_s: float = 0.0
     wall_s: float = 0.0
+    cached_tokens: int = 0
+    queue_s: float = 0.0
     started: float = field(default_factory=time.perf_counter, repr=False)
 
     @property
@@ -66,9 +70,11 @@ class Stats:
             "committed_tokens": self.committed_tokens,
             "tokens_per_forward": round(self.tokens_per_forward, 4),
             "positions_fed": self.positions_fed.get(TARGET, 0),
+            "cached_tokens": self.cached_tokens,
             "draft_tokens": self.draft_tokens,
             "accepted_tokens": self.accepted_tokens,
             "draft_forwards": drafts,
             "model_s": round(self.model_s, 6),
             "wall_s": round(self.wall_s, 6),
+            "queue_s": round(self.queue_s, 6),
         }

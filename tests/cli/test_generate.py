@@ -382,6 +382,21 @@ def test_counters_of_a_file_are_summed(run, write_jsonl):
     assert result.err.startswith("12 tokens | 12 forwards | 1.00 tokens/forward | ")
 
 
+def test_prompts_of_a_file_share_what_they_begin_with_unless_told_otherwise(run, write_jsonl):
+    header = "sort: Mia Leo Ana Ben Cleo Dan Eva Finn Gus Hal " * 3
+    path = write_jsonl(*(header + name for name in ("Ida", "Jon", "Kim", "Lou")))
+    given = ["generate", "--file", path, "--max-new-tokens", 4, "--ignore-eos", "--stats"]
+    grouped, alone = run(*given), run(*given, "--prefix-cache-mib", 0)
+    as_they_come = run(*given, "--no-prefix-groups")
+    for shared in (grouped, as_they_come):
+        assert [one["tokens"] for one in shared.lines] == [one["tokens"] for one in alone.lines]
+        cached = [one["stats"]["cached_tokens"] for one in shared.lines]
+        assert cached.count(0) == 1
+        assert f"| {sum(cached):,} prompt tokens shared |" in shared.err
+    assert {one["stats"]["cached_tokens"] for one in alone.lines} == {0}
+    assert "shared" not in alone.err
+
+
 def test_settings_that_are_not_finite_are_written_as_text(run, tmp_path):
     args = ["--model", "tiny-mdm", "--decoder", "threshold", "--set", "threshold=inf", "--max-new-tokens", 2]
     result = run("generate", PROMPT, *args, "--json", "--trace", tmp_path / "trace.jsonl")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import chordal.models.cache
 from chordal.models.cache import SlotCache
 
 HEADS, SIZE, LAYERS = 2, 4, 2
@@ -211,3 +212,118 @@ def test_a_moved_row_takes_its_positions_along_and_the_others_stay():
 def test_positions_need_a_pass_that_was_aimed():
     with pytest.raises(AssertionError, match="not aimed"):
         make_cache().place(torch.zeros(1, 1, dtype=torch.long))
+
+
+# Slots that are read out and written back.
+
+
+@torch.inference_mode()
+def test_what_is_read_from_slots_can_be_written_to_those_of_another_row():
+    cache = make_cache()
+    write(cache, [[0, 1, 2, 3, 4]] * 2)
+    before = snapshot(cache)
+    held = cache.read(1, 0, 3)
+    assert held.shape == (3, LAYERS * 2 * HEADS * SIZE)
+    cache.write(6, held, notes_positions=False)
+    for layer, (keys, values) in zip(cache.slot_layers, before, strict=True):
+        for now, then in ((layer.keys, keys), (layer.values, values)):
+            assert torch.equal(now[6, :, :3], then[1, :, :3])
+            assert torch.equal(now[:2, :, :5], then[:, :, :5])
+            assert now[6, :, 3:].abs().sum() == 0
+    assert torch.equal(cache.read(6, 1, 3), held[1:])
+
+
+@torch.inference_mode()
+def test_keys_and_values_of_unlike_sizes_are_kept_apart():
+    cache = make_cache()
+    cache.reserve(1, 4)
+    cache.aim(0, torch.tensor([[0, 1, 2, 3]]), 4)
+    for layer in range(LAYERS):
+        cache.update(torch.randn(1, HEADS, 4, 6), torch.randn(1, HEADS, 4, 3), layer)
+    cache.write(3, cache.read(0, 0, 4), notes_positions=False)
+    for layer in cache.slot_layers:
+        assert torch.equal(layer.keys[3, :, :4], layer.keys[0, :, :4])
+        assert torch.equal(layer.values[3, :, :4], layer.values[0, :, :4])
+
+
+@torch.inference_mode()
+def test_slots_that_are_written_back_stand_at_their_positions_where_those_count():
+    cache = make_cache()
+    write(cache, [[0, 1, 2]])
+    held = cache.read(0, 0, 3)
+    cache.write(1, held, notes_positions=True)
+    place(cache, [[2]], [[9]])
+    assert cache.positions(slice(0, 2), 3).tolist() == [[0, 0, 9], [0, 1, 2]]
+
+
+def test_what_is_read_is_a_copy():
+    cache = make_cache()
+    write(cache, [[0, 1]])
+    held = cache.read(0, 0, 2)
+    before = held.clone()
+    write(cache, [[0, 1]], seed=1)
+    assert torch.equal(held, before)
+
+
+# Memory.
+
+
+@torch.inference_mode()
+def test_a_released_cache_holds_nothing_and_starts_anew():
+    cache = make_cache()
+    assert not cache.release()
+    write(cache, [[0, 1]] * 3)
+    place(cache, [[0, 1]] * 3, [[5, 6]] * 3)
+    held = cache.read(2, 0, 2)
+    assert cache.release()
+    assert not cache.release()
+    assert all(layer.keys.numel() == layer.values.numel() == 0 for layer in cache.slot_layers)
+    assert not cache.is_empty  # the shape of keys is known
+    cache.move_row(2, 1)
+    cache.clear_row(1)
+    cache.write(1, held, notes_positions=True)
+    assert torch.equal(cache.read(1, 0, 2), held)
+    assert cache.positions(slice(1, 2), 2).tolist() == [[0, 1]]
+    _, seen = write(cache, [[2]], first_row=1, span=3)
+    assert [keys[0, :, 2].abs().sum() > 0 for keys, _ in seen] == [True, True]
+    cache.reserve(8, 1000)
+    assert (cache.rows_held, cache.num_slots) == (8, 1000)
+
+
+def test_growing_without_memory_loses_nothing_and_can_be_tried_again(monkeypatch):
+    """One layer has grown when the next one cannot."""
+    cache = make_cache()
+    write(cache, [[0, 1, 127]] * 2)
+    before, sizes = snapshot(cache), (cache.rows_held, cache.num_slots)
+    grow = chordal.models.cache._padded
+    calls = []
+
+    def fail(held, *given, **more):
+        calls.append(held)
+        if len(calls) == 3:
+            raise MemoryError
+        return grow(held, *given, **more)
+
+    monkeypatch.setattr(chordal.models.cache, "_padded", fail)
+    with pytest.raises(MemoryError):
+        cache.reserve(2, 129)
+    assert (cache.rows_held, cache.num_slots) == sizes
+    write(cache, [[5]] * 2, span=128, seed=1)
+    for rows, slots in ((5, 10), (5, 129)):
+        cache.reserve(rows, slots)
+    assert len({layer.keys.shape for layer in cache.slot_layers}) == 1
+    fed, _ = write(cache, [[200]], first_row=4, span=201)
+    for layer, (keys, values), (new, _) in zip(cache.slot_layers, before, fed, strict=True):
+        assert torch.equal(layer.keys[:2, :, :5], keys[:, :, :5])
+        assert torch.equal(layer.values[:2, :, 127], values[:, :, 127])
+        assert torch.equal(layer.keys[4, :, 200], new[0, :, 0])
+
+
+def test_moves_read_every_layer_before_they_write_one():
+    cache = make_cache()
+    write(cache, [[0, 1, 2, 3]])
+    before = snapshot(cache)
+    cache.slot_layers[1].keys = cache.slot_layers[1].keys[:, :, :2]  # its slot 3 cannot be read
+    with pytest.raises(IndexError):
+        cache.move_slots(torch.tensor([0]), torch.tensor([3]), torch.tensor([0]))
+    assert torch.equal(cache.slot_layers[0].keys, before[0][0])

@@ -112,7 +112,7 @@ def _run_demo(as_json: bool) -> None:
     reports, console = [], make_console(sys.stdout)
     for scene in DEMO:
         report = _measure(
-            load(scene.model, max_rows=scene.batch_size),
+            load(scene.model, max_rows=scene.batch_size, prefix_cache_mib=0),
             load_tasks(scene.tasks, scene.num_prompts),
             scene.contenders,
             repeats=scene.repeats,

@@ -54,6 +54,10 @@ def generate(
     batch_size: Annotated[
         int, typer.Option(metavar="N", min=1, help="With --file: prompts decoded at once.")
     ] = 16,
+    prefix_cache_mib: options.PrefixCacheMib = 256,
+    prefix_groups: Annotated[
+        bool, typer.Option(help="With --file: decode prompts that begin alike side by side.")
+    ] = True,
     output: Annotated[str | None, typer.Option(metavar="FILE", help="Where results go; else stdout.")] = None,
     json_: options.Json = False,
     stats: Annotated[bool, typer.Option("--stats", help="Print the counters on stderr.")] = False,
@@ -92,10 +96,14 @@ def generate(
 
         from chordal.generation import make_request
 
-        loaded = loading.load(max_rows=1 if lines is None else batch_size)
+        if lines is None:
+            loaded = loading.load(max_rows=1)
+        else:
+            loaded = loading.load(max_rows=batch_size, prefix_cache_mib=prefix_cache_mib)
         out = outputs[output] if output else sys.stdout
         if lines is not None:
-            job = _FileJob(loaded, settings, "stdin" if file == "-" else str(file), out)
+            source = "stdin" if file == "-" else str(file)
+            job = _FileJob(loaded, settings, source, out, group_prefixes=prefix_groups)
             _empty(outputs.values())
             job.run(read_prompts(lines), count_prompts(lines), batch_size)
             exit_code, wall_s = job.exit_code, job.wall_s
@@ -191,6 +199,7 @@ class _FileJob:
         settings: Fields of the request.
         source: Name of the file in messages.
         out: Where results go.
+        group_prefixes: Decode prompts that begin alike side by side.
 
     Attributes:
         exit_code: 2 if a line was bad, else 1 if decoding one failed, else 0.
@@ -198,11 +207,13 @@ class _FileJob:
         wall_s: Seconds the job took.
     """
 
-    def __init__(self, model: Model, settings: dict[str, Any], source: str, out: TextIO) -> None:
+    def __init__(
+        self, model: Model, settings: dict[str, Any], source: str, out: TextIO, *, group_prefixes: bool
+    ) -> None:
         from chordal.generation import make_request
 
         self._model, self._settings, self._source, self._out = model, settings, source, out
-        self._request = make_request(settings)
+        self._request, self._group_prefixes = make_request(settings), group_prefixes
         self._config = dataclasses.asdict(model.decoder(self._request).config)
         # Settings that fit no prompt are one error of the command, not one of each line.
         model.sequence("a", self._request)
@@ -241,7 +252,8 @@ class _FileJob:
                 self._write(line, waiting.pop(following))
                 advance()
 
-        self._model.generate([line.prompt for line in chunk], on_finish=take, **self._settings)
+        prompts, group = [line.prompt for line in chunk], self._group_prefixes
+        self._model.generate(prompts, on_finish=take, group_prefixes=group, **self._settings)
 
     def _write(self, line: PromptLine, result: Generation) -> None:
         record = {**line.extra, **_record(result, self._config)}
@@ -257,7 +269,14 @@ class _FileJob:
         self.exit_code = max(self.exit_code, exit_code)
 
 
-_SUMMED = ("committed_tokens", "forwards", "positions_fed", "draft_tokens", "accepted_tokens")
+_SUMMED = (
+    "committed_tokens",
+    "forwards",
+    "positions_fed",
+    "cached_tokens",
+    "draft_tokens",
+    "accepted_tokens",
+)
 
 
 def _counters(stats: Mapping[str, Any]) -> dict[str, int]:
@@ -292,6 +311,7 @@ def _stats_line(stats: Mapping[str, Any], wall_s: float) -> str:
         f"{tokens / forwards if forwards else 0:.2f} tokens/forward",
         f"{stats['draft_forwards']:,} draft forwards" if stats["draft_forwards"] else "",
         f"{stats['positions_fed']:,} positions fed",
+        f"{stats['cached_tokens']:,} prompt tokens shared" if stats["cached_tokens"] else "",
         f"{stats['accepted_tokens']:,} of {stats['draft_tokens']:,} drafts kept",
         f"{wall_s:.3f} s",
         f"{tokens / max(wall_s, 1e-9):,.0f} tok/s",

@@ -81,6 +81,10 @@ Token = Annotated[str | None, typer.Option(metavar="TOKEN", help="Of the hub; el
 LocalFilesOnly = Annotated[
     bool, typer.Option("--local-files-only", help="Take hub repositories from the local cache only.")
 ]
+PrefixCacheMib = Annotated[
+    int,
+    typer.Option(metavar="N", min=0, help="Memory for prompts that begin alike, in MiB; 0 shares nothing."),
+]
 MaxNewTokens = Annotated[
     int | None,
     typer.Option(metavar="N", help="Most new tokens; the canvas of a masked-diffusion model."),
@@ -114,10 +118,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Loading:
-    """Which model to load, and how: the arguments of `chordal.load`."""
+class _Chosen:
+    """Which model."""
 
     model: Model = DEFAULT_MODEL
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadingOf:
+    """How to load a model that is named elsewhere: the arguments of `chordal.load` but the first."""
+
     draft: Draft = None
     middle: Middle = None
     draft_quantization: DraftQuantization = None
@@ -127,15 +137,21 @@ class Loading:
     dtype: Dtype = None
     device_map: DeviceMap = None
     quantization: Quantization = None
-    tensor_parallel: TensorParallel = False
     block_length: BlockLength = None
     revision: Revision = None
     token: Token = None
     local_files_only: LocalFilesOnly = False
 
-    def load(self, *, max_rows: int) -> LoadedModel:
-        """Load the model for so many sequences at once."""
-        settings = dataclasses.asdict(self)
+    def load_model(self, model: str, *, max_rows: int, prefix_cache_mib: int = 0) -> LoadedModel:
+        """Load a model for so many sequences at once.
+
+        Args:
+            model: Name, folder or id.
+            max_rows: Sequences.
+            prefix_cache_mib: Memory for prompts that begin alike. Commands that measure share nothing: what
+                a prompt costs must not depend on those before it.
+        """
+        settings = dataclasses.asdict(self) | {"model": model}
         if self.device_map is not None and self.device_map.startswith("{"):
             try:
                 settings["device_map"] = json.loads(self.device_map)
@@ -143,7 +159,19 @@ class Loading:
                 raise InputError(f"--device-map must be auto or JSON: {error}.") from None
         from chordal.generation import load
 
-        return load(**settings, max_rows=max_rows)
+        return load(**settings, max_rows=max_rows, prefix_cache_mib=prefix_cache_mib)
+
+
+# The fields of the last base come first: --model stands on top.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loading(LoadingOf, _Chosen):
+    """Which model to load, and how: the arguments of `chordal.load`."""
+
+    tensor_parallel: TensorParallel = False
+
+    def load(self, *, max_rows: int, prefix_cache_mib: int = 0) -> LoadedModel:
+        """Load the model; see `load_model`."""
+        return self.load_model(self.model, max_rows=max_rows, prefix_cache_mib=prefix_cache_mib)
 
     def hush(self) -> bool:
         """Silence this process for good if it is one of several that run a model and not their first.

@@ -52,14 +52,17 @@ class SlotCache(Cache):
         if num_rows <= self.rows_held and num_slots <= self.num_slots:
             return
         # At least doubled, so that growing costs little over a sequence's life.
-        if num_rows > self.rows_held:
-            self.rows_held = min(self.max_rows, max(num_rows, 2 * self.rows_held))
-        if num_slots > self.num_slots:
-            self.num_slots = min(self.max_slots, max(num_slots, 2 * self.num_slots))
+        rows, slots = self.rows_held, self.num_slots
+        if num_rows > rows:
+            rows = min(self.max_rows, max(num_rows, 2 * rows))
+        if num_slots > slots:
+            slots = min(self.max_slots, max(num_slots, 2 * slots, _GROW_SLOTS))
         for layer in self.slot_layers:
-            layer.resize(self.rows_held, self.num_slots)
+            layer.resize(rows, slots)
         if self._positions_RS is not None:
-            self._positions_RS = _padded(self._positions_RS, self.rows_held, self.num_slots, slot_axis=1)
+            self._positions_RS = _padded(self._positions_RS, rows, slots, slot_axis=1)
+        # Should memory run out above, layers that have grown are only larger than they need be.
+        self.rows_held, self.num_slots = rows, slots
 
     def aim(self, first_row: int, slots_BT: Tensor, span: int) -> None:
         """Direct the next forward pass.
@@ -99,9 +102,11 @@ class SlotCache(Cache):
     @torch.inference_mode()
     def move_slots(self, rows_M: Tensor, source_M: Tensor, target_M: Tensor) -> None:
         """Copy what some slots hold to other slots of the same rows; all are read before any is written."""
-        for layer in self.slot_layers:
-            layer.keys[rows_M, :, target_M] = layer.keys[rows_M, :, source_M]
-            layer.values[rows_M, :, target_M] = layer.values[rows_M, :, source_M]
+        layers = [layer for layer in self.slot_layers if layer.is_initialized]
+        held = [(layer.keys[rows_M, :, source_M], layer.values[rows_M, :, source_M]) for layer in layers]
+        for layer, (keys, values) in zip(layers, held, strict=True):
+            layer.keys[rows_M, :, target_M] = keys
+            layer.values[rows_M, :, target_M] = values
         if self._positions_RS is not None:
             self._positions_RS[rows_M, target_M] = self._positions_RS[rows_M, source_M]
 
@@ -116,6 +121,49 @@ class SlotCache(Cache):
                 layer.values[target] = layer.values[source]
         if self._positions_RS is not None:
             self._positions_RS[target] = self._positions_RS[source]
+
+    @torch.inference_mode()
+    def read(self, row: int, start: int, end: int) -> Tensor:
+        """Copy what some slots of a row hold in all layers, `[end - start, W]` on the device of the first."""
+        parts = [
+            held[row, :, start:end].transpose(0, 1).flatten(1)
+            for layer in self.slot_layers
+            for held in (layer.keys, layer.values)
+        ]
+        return torch.cat([part.to(parts[0].device) for part in parts], 1)
+
+    @torch.inference_mode()
+    def write(self, row: int, held_TW: Tensor, *, notes_positions: bool) -> None:
+        """Fill the first slots of a row with what `read` gave.
+
+        Args:
+            row: The row.
+            held_TW: What they hold.
+            notes_positions: Note that each stands at the position of its slot, for `place`.
+        """
+        num = len(held_TW)
+        self.reserve(row + 1, num)
+        slots = [slot for layer in self.slot_layers for slot in (layer.keys, layer.values)]
+        parts = held_TW.split([held.shape[1] * held.shape[3] for held in slots], 1)
+        for held, part in zip(slots, parts, strict=True):
+            held[row, :, :num] = part.unflatten(1, (held.shape[1], -1)).transpose(0, 1)
+        if notes_positions:
+            positions_T = torch.arange(num, device=held_TW.device)
+            if self._positions_RS is None:
+                self._positions_RS = positions_T.new_zeros(self.rows_held, self.num_slots + 1)
+            self._positions_RS[row, :num] = positions_T
+
+    @torch.inference_mode()
+    def release(self) -> bool:
+        """Give back all memory, with what every row holds; whether there was any."""
+        held = [layer for layer in self.slot_layers if layer.is_initialized and layer.keys.numel()]
+        for layer in held:
+            # The shape of keys stays known.
+            layer.keys, layer.values = layer.keys[:0, :, :0].clone(), layer.values[:0, :, :0].clone()
+        if held:
+            self.rows_held = self.num_slots = 0
+            self.slots_BHTD = self._positions_RS = None
+        return bool(held)
 
     @torch.inference_mode()
     def clear_row(self, row: int) -> None:
@@ -177,7 +225,9 @@ class _SlotLayer(CacheLayerMixin):
 def _padded(held: Tensor, num_rows: int, num_slots: int, *, slot_axis: int) -> Tensor:
     """Copy into a tensor with room for more rows and slots; one slot behind the last is the trash."""
     shape = list(held.shape)
-    shape[0], shape[slot_axis] = num_rows, num_slots + 1
+    shape[0], shape[slot_axis] = max(num_rows, shape[0]), max(num_slots + 1, shape[slot_axis])
+    if shape == list(held.shape):
+        return held
     grown = held.new_zeros(shape)
     grown.narrow(0, 0, held.shape[0]).narrow(slot_axis, 0, held.shape[slot_axis]).copy_(held)
     return grown

@@ -26,7 +26,7 @@ from chordal.models.fingerprint import fingerprint
 from chordal.models.kernels import speed_up
 from chordal.models.reading import LogitsRead, read_logits
 from chordal.models.routers import Fed, Routers
-from chordal.models.runner import Request
+from chordal.models.runner import Move, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,8 @@ class LanguageModel:
         packed_5BT[2][packed_5BT[2] < 0] = self.cache.trash
         tokens_BT, positions_BT, slots_BT, start_BT, end_BT = torch.from_numpy(packed_5BT).to(self.device)
 
-        self._move(requests)
+        moved = [(row, *forward.moves) for row, forward in requests if forward.moves is not None]
+        self.move_slots(moved)
         self.cache.aim(batch.first_row, slots_BT, span)
         # One query a row that sees the whole span needs no mask. (Several would be taken for causal.)
         is_all_seen = packed_5BT.shape[2] == 1 and (packed_5BT[4] == span).all() and not packed_5BT[3].any()
@@ -223,15 +224,39 @@ class LanguageModel:
         if clear:
             self.cache.clear_row(row)
 
-    def _move(self, requests: Sequence[Request]) -> None:
-        """Carry out the moves that requests ask for, all in one go."""
-        moves_3M = [
-            np.stack([np.full(len(forward.moves[0]), row), *forward.moves])
-            for row, forward in requests
-            if forward.moves is not None
-        ]
-        if moves_3M:
-            self.cache.move_slots(*torch.from_numpy(np.concatenate(moves_3M, 1)).to(self.device))
+    @torch.inference_mode()
+    def move_slots(self, moves: Sequence[Move]) -> None:
+        """Copy what some slots hold to others, for all rows in one go; if it fails nothing has been copied.
+
+        Raises:
+            InputError: A slot is outside of the cache.
+        """
+        if not moves:
+            return
+        moves_3M = np.concatenate(
+            [np.stack([np.full(len(source), row), source, target]) for row, source, target in moves], 1
+        )
+        if moves_3M.min(initial=0) < 0 or moves_3M[1:].max(initial=0) >= self.cache.max_slots:
+            raise InputError(
+                f"slots that are moved must be from 0 to {self.cache.max_slots - 1}; got "
+                f"{moves_3M[1:].min()} to {moves_3M[1:].max()}."
+            )
+        self.cache.reserve(int(moves_3M[0].max(initial=-1)) + 1, int(moves_3M[1:].max(initial=-1)) + 1)
+        self.cache.move_slots(*torch.from_numpy(moves_3M).to(self.device))
+
+    def read_slots(self, row: int, start: int, end: int) -> Tensor:
+        """Copy what some slots of a row hold, one row of numbers each, `[end - start, W]`."""
+        return self.cache.read(row, start, end)
+
+    def write_slots(self, row: int, held: Tensor) -> None:
+        """Fill the first slots of a row with what `read_slots` gave for the same slots of any row."""
+        self.cache.write(row, held, notes_positions=self._goes_by_position)
+        self._used[row] = max(self._used[row], len(held))
+
+    def release(self) -> None:
+        """Give back the memory of the cache; only while no row has a sequence."""
+        if self.cache.release() and self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @cached_property
     def _takes_embeds(self) -> bool:

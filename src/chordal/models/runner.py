@@ -7,10 +7,11 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from chordal.forward import Forward, Reading
+from chordal.forward import Forward, Ints, Reading
 from chordal.models.family import Family
 
 Request: TypeAlias = tuple[int, Forward]  # row of the sequence, what it asks for
+Move: TypeAlias = tuple[int, Ints, Ints]  # row, the slots that are read, the slots that are then written
 
 
 class Runner(Protocol):
@@ -40,10 +41,26 @@ class Runner(Protocol):
         """Run requests together and give each its reading; those of one row stand together."""
         ...
 
+    def move_slots(self, moves: Sequence[Move]) -> None:
+        """Copy what some slots hold to others, as `Forward.moves` says; an error means that nothing was."""
+        ...
+
+    def read_slots(self, row: int, start: int, end: int) -> torch.Tensor:
+        """Copy what the slots `start <= slot < end` of a row hold, one row of numbers each, `[n, W]`."""
+        ...
+
+    def write_slots(self, row: int, held: torch.Tensor) -> None:
+        """Fill the first slots of a row with what `read_slots` gave for the same slots of any row."""
+        ...
+
     def move_row(self, source: int, target: int) -> None:
         """Give what one row caches another place."""
         ...
 
     def free_row(self, row: int, *, clear: bool = False) -> None:
         """Forget the sequence of a row; `clear` wipes values that may not be finite."""
+        ...
+
+    def release(self) -> None:
+        """Give back the memory that caches took; only while no row has a sequence."""
         ...

@@ -19,7 +19,7 @@ from chordal.models.family import Family, Kind
 from chordal.models.language_model import LanguageModel
 from chordal.models.looped import LoopedConfig, LoopedForCausalLM, looped_family
 from chordal.models.looped_runner import LoopedLanguageModel
-from chordal.models.runner import Request, Runner
+from chordal.models.runner import Move, Request, Runner
 
 TINY_VOCAB = 32
 TINY_EOS = 30
@@ -256,6 +256,22 @@ class CountingModel:
         """Note the requests and run them."""
         self.calls.append(list(requests))
         return self.model.run(requests)
+
+    def move_slots(self, moves: Sequence[Move]) -> None:
+        """Move slots of the model."""
+        self.model.move_slots(moves)
+
+    def read_slots(self, row: int, start: int, end: int) -> torch.Tensor:
+        """Read slots of the model."""
+        return self.model.read_slots(row, start, end)
+
+    def write_slots(self, row: int, held: torch.Tensor) -> None:
+        """Write slots of the model."""
+        self.model.write_slots(row, held)
+
+    def release(self) -> None:
+        """Release what the model caches."""
+        self.model.release()
 
     def move_row(self, source: int, target: int) -> None:
         """Move a row of the model."""

@@ -16,7 +16,7 @@ import torch
 from chordal.forward import Floats, Forward, Hidden, Ints, Reading, Visible
 from chordal.models.family import Family
 from chordal.models.reading import LogitsRead, read_logits
-from chordal.models.runner import Request
+from chordal.models.runner import Move, Request
 
 UNSEEN = -1
 
@@ -60,11 +60,7 @@ class ToyModel(ABC):
         """Write what is fed, then answer every request from what it sees."""
         placed = []
         behind = {row: self._used[row] for row, _ in requests}
-        for row, forward in requests:
-            if forward.moves is not None:
-                source, target = forward.moves
-                self._tokens[row, target] = self._tokens[row, source]
-                self._positions[row, target] = self._positions[row, source]
+        self.move_slots([(row, *forward.moves) for row, forward in requests if forward.moves is not None])
         for row, forward in requests:
             slots, num = forward.slots, len(forward.tokens)
             if slots is None:
@@ -99,6 +95,24 @@ class ToyModel(ABC):
                 self._positions[row, slots] = UNSEEN
         return readings
 
+    def move_slots(self, moves: Sequence[Move]) -> None:
+        """Copy what some slots hold to others; if it fails nothing has been copied."""
+        held = [(self._tokens[row, source], self._positions[row, source]) for row, source, _ in moves]
+        for (row, _, target), (tokens, positions) in zip(moves, held, strict=True):
+            self._tokens[row, target], self._positions[row, target] = tokens, positions
+
+    def read_slots(self, row: int, start: int, end: int) -> torch.Tensor:
+        """Copy the tokens and positions of some slots, `[end - start, 2]`."""
+        held = np.stack([self._tokens[row, start:end], self._positions[row, start:end]], 1)
+        if (held[:, 1] == UNSEEN).any():
+            raise AssertionError(f"slots {start} to {end} of row {row} are read, and some hold nothing.")
+        return torch.from_numpy(held)
+
+    def write_slots(self, row: int, held: torch.Tensor) -> None:
+        """Fill the first slots of a row with what `read_slots` gave."""
+        self._tokens[row, : len(held)], self._positions[row, : len(held)] = held.numpy().T
+        self._used[row] = max(self._used[row], len(held))
+
     def move_row(self, source: int, target: int) -> None:
         """Give what one row caches another place."""
         self._tokens[target], self._positions[target] = self._tokens[source], self._positions[source]
@@ -108,6 +122,10 @@ class ToyModel(ABC):
         """Forget the sequence of a row."""
         self._positions[row] = UNSEEN
         self._used[row] = 0
+
+    def release(self) -> None:
+        """Forget all rows; the memory is next to nothing."""
+        self._positions[:] = UNSEEN
 
     def _answer(self, row: int, forward: Forward, slots: Ints) -> Iterator[Floats]:
         assert forward.read is not None
