@@ -1,8 +1,11 @@
-"""Tiny seeded models, a small tokenizer, sequences of bytes and a browser, shared by all tests."""
+"""Tiny seeded models, a small tokenizer, sequences of bytes, a browser and a server, shared by all tests."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -167,3 +170,171 @@ def page(browser):
     yield page
     context.close()
     assert not faults
+
+
+class FakeServer:
+    """Speaks OpenAI's streaming API; what it does with a prompt is known beforehand.
+
+    A prompt that is a JSON object says what to do: "chunks" of text, "usage" (prompt and output tokens,
+    null for none), Chordal's "counts", and a "fault". Other prompts are lists to be copied or reversed, a
+    word a chunk; their usage is their words, and one token more for the end of the answer.
+
+    Attributes:
+        requests: The bodies of the requests so far; `headers` are theirs.
+        peak: Most requests at once.
+        meet: So many requests must be there at once before the first is answered.
+        api_key: What to ask for.
+        on_request: Called with each body, on the server's thread.
+    """
+
+    def __init__(self):
+        self.requests, self.headers = [], []
+        self.running = self.peak = 0
+        self.meet = 1
+        self.api_key = None
+        self.models = ["fake"]
+        self.on_request = lambda body: None
+        self._loop = asyncio.new_event_loop()
+        self._tasks = set()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        self._server = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    def __exit__(self, *_):
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _start(self):
+        self._met = asyncio.Event()
+        return await asyncio.start_server(self._serve, "127.0.0.1", 0)
+
+    async def _stop(self):
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader, writer):
+        task = asyncio.current_task()
+        self._tasks.add(task)
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+            method, path, _ = head[0].split()
+            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:])}
+            body = await reader.readexactly(int(headers.get("content-length", 0)))
+            await self._answer(writer, path, headers, json.loads(body) if method == "POST" else None)
+            await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+
+    async def _answer(self, writer, path, headers, body):
+        if self.api_key and headers.get("authorization") != f"Bearer {self.api_key}":
+            message = f"Incorrect API key provided: {headers.get('authorization')}"
+            return self._json(writer, 401, {"error": {"message": message, "type": "authentication_error"}})
+        if path not in ("/v1/models", "/v1/completions", "/v1/chat/completions"):
+            return self._json(writer, 404, {"error": "no such path"})
+        if body is None:
+            return self._json(writer, 200, {"data": [{"id": name} for name in self.models]})
+        if body["model"] not in self.models:
+            return self._json(writer, 404, {"error": {"message": f"no model {body['model']}", "code": 404}})
+        self.requests.append(body)
+        self.headers.append(headers)
+        self.on_request(body)
+        self.running += 1
+        self.peak = max(self.peak, self.running)
+        if self.running >= self.meet:
+            self._met.set()
+        try:
+            await self._met.wait()
+            await self._stream(writer, path, body)
+        finally:
+            self.running -= 1
+
+    async def _stream(self, writer, path, body):
+        is_chat = path == "/v1/chat/completions"
+        prompt = body["messages"][-1]["content"] if is_chat else body["prompt"]
+        script = json.loads(prompt) if prompt.startswith("{") else _copied(prompt)
+        fault = script.get("fault")
+        if fault == "hang":
+            await asyncio.Event().wait()
+        if isinstance(fault, int):
+            return self._json(writer, fault, {"detail": "planted\x1b[2J\nfault"})
+        if fault == "reset":
+            return None
+        if fault == "whole":
+            return self._json(writer, 200, {"choices": [{"text": "all at once", "finish_reason": "stop"}]})
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
+            b"Connection: close\r\n\r\n"
+        )
+
+        def send(data):
+            encoded = data.encode() if isinstance(data, str) else data
+            writer.write(b"%x\r\n%s\r\n" % (len(encoded), encoded))
+
+        def event(value):
+            # Not ASCII alone: some servers send U+2028 and its like as they are.
+            send(f"data: {json.dumps(value, ensure_ascii=False)}\n\n")
+
+        def choice(text, **more):
+            said = {"delta": {"content": text}} if is_chat else {"text": text}
+            return {"choices": [{"index": 0, "finish_reason": None, **said, **more}]}
+
+        send(": ping\n\n")
+        if is_chat:
+            event({"choices": [{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}]})
+        for chunk in script["chunks"]:
+            event(choice(chunk))
+            # Each is read alone.
+            await writer.drain()
+            await asyncio.sleep(0.001)
+        if fault == "error":
+            event({"error": {"message": "planted error", "type": "internal_server_error"}})
+        elif fault == "junk":
+            send("data: {not json}\n\n")
+        if fault in ("cut", "error", "junk"):
+            return None
+        if fault != "unfinished":
+            counts = {"chordal": {"counts": script["counts"]}} if script.get("counts") else {}
+            event(choice("", finish_reason="stop", **counts))
+            if script["usage"]:
+                prompt_tokens, output_tokens = script["usage"]
+                usage = {"prompt_tokens": prompt_tokens, "completion_tokens": output_tokens}
+                event({"choices": [], "usage": usage})
+            send("data: [DONE]\n\n")
+        writer.write(b"0\r\n\r\n")
+        return None
+
+    def _json(self, writer, status, value):
+        body = json.dumps(value).encode()
+        writer.write(
+            b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
+            b"Connection: close\r\n\r\n%s" % (status, len(body), body)
+        )
+
+
+def _copied(prompt):
+    request, _, line = prompt.partition(": ")
+    words = line.split()
+    if request == "reverse":
+        words.reverse()
+    return {"chunks": [f"{word} " for word in words], "usage": [len(prompt.split()), len(words) + 1]}
+
+
+@pytest.fixture
+def openai_server(monkeypatch):
+    """A fake server of OpenAI's API on a port of its own."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("CHORDAL_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with FakeServer() as server:
+        yield server

@@ -99,6 +99,13 @@ def bench(
     json_: options.Json = False,
 ) -> int:
     """Benchmark decoders: quality beside speed, in one report."""
+    if context.invoked_subcommand is not None:
+        # What stands in front of its name would have no effect.
+        for name in context.params:
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":
+                raise InputError(f"options of {context.invoked_subcommand} go behind its name.")
+        return 0
     if compare is not None:
         return _compare(*compare, tolerance, json_)
     if loading.tensor_parallel:
