@@ -56,3 +56,18 @@ def test_the_policy_allows_the_script_of_the_page_and_nothing_else(package):
     assert policy.startswith("default-src 'none';")
     # sha256 of the script's text, in base64.
     assert "script-src 'sha256-gkPEuKKveU2HxLl0QT41ylHYmVRxYWnQh104vWnj4B8='" in policy
+
+
+def test_a_page_may_ask_its_own_server_and_no_other(package):
+    [asking, not_asking] = [
+        re.search(r'content="(.*?)"', make_page(package, "a", title="t", data=1, asks_server=asks))[1]
+        for asks in (True, False)
+    ]
+    assert "connect-src 'self';" in asking
+    assert "connect-src" not in not_asking
+
+
+def test_all_pages_begin_with_the_same_style(package):
+    style = re.search(r"<style>(.*?)</style>", make_page(package, "a", title="t", data=1), re.DOTALL)[1]
+    assert "--accent:" in style
+    assert style.endswith("p{}")

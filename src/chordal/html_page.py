@@ -15,8 +15,8 @@ from chordal import strict_json
 _ESCAPED = str.maketrans({"<": r"\u003c", ">": r"\u003e", "&": r"\u0026"})
 
 
-def make_page(package: str, name: str, *, title: str, data: Any) -> str:
-    """Fill NAME.html of a package with NAME.css, NAME.js and data.
+def make_page(package: str, name: str, *, title: str, data: Any, asks_server: bool = False) -> str:
+    """Fill NAME.html of a package with NAME.css, behind the style of all pages, NAME.js and data.
 
     The template has {{title}}, {{policy}}, {{style}}, {{script}} and {{data}}, each once: the last three
     stand alone inside a style element, a script element and one of type application/json. The policy is
@@ -27,17 +27,29 @@ def make_page(package: str, name: str, *, title: str, data: Any) -> str:
         name: Their name without the ending.
         title: Any text.
         data: Plain values; numbers that are not finite become text.
+        asks_server: Let the script ask the server that the page came from, and no other, and give the page an
+            icon, which without one browsers would ask for.
     """
     template, style, script = (
         (resources.files(package) / f"{name}.{ending}").read_text(encoding="utf-8")
         for ending in ("html", "css", "js")
     )
+    shared = resources.files("chordal").joinpath("html_page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = {
         # A lone surrogate, which a text from a file may hold, has no other form.
         "title": html.escape(title).encode("ascii", "xmlcharrefreplace").decode(),
-        "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-        "style": style,
+        "policy": "; ".join(
+            [
+                "default-src 'none'",
+                "style-src 'unsafe-inline'",
+                f"script-src 'sha256-{digest}'",
+                *(["connect-src 'self'", "img-src data:"] if asks_server else []),
+                "base-uri 'none'",
+                "form-action 'none'",
+            ]
+        ),
+        "style": shared + style,
         "script": script,
         "data": strict_json.dumps(data, ensure_ascii=True).translate(_ESCAPED),
     }

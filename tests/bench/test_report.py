@@ -492,7 +492,7 @@ def test_the_page_never_scrolls_sideways(shown, width, task):
 def test_text_and_marks_are_told_from_the_paper_in_both_schemes(shown, scheme):
     shown.emulate_media(color_scheme=scheme)
     colours = shown.evaluate(
-        """() => Object.fromEntries(["paper", "raised", "wash", "ink", "soft", "accent", "warn",
+        """() => Object.fromEntries(["page", "panel", "wash", "ink", "soft", "accent", "warn",
         "c0", "c1", "c2", "c3", "c4", "c5"].map((name) =>
             [name, getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim()]))"""
     )
@@ -506,10 +506,10 @@ def test_text_and_marks_are_told_from_the_paper_in_both_schemes(shown, scheme):
         low, high = sorted((luminance(one), luminance(other)))
         return (high + 0.05) / (low + 0.05)
 
-    for ground in ("paper", "raised", "wash"):
+    for ground in ("page", "panel", "wash"):
         assert min(contrast(name, ground) for name in ("ink", "soft", "warn")) >= 4.5
-    assert min(contrast(f"c{index}", "paper") for index in range(6)) >= 3
-    assert (luminance("paper") < 0.1) == (scheme == "dark")
+    assert min(contrast(f"c{index}", "page") for index in range(6)) >= 3
+    assert (luminance("page") < 0.1) == (scheme == "dark")
 
 
 @pytest.mark.browser

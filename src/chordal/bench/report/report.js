@@ -160,7 +160,7 @@ function mark(row, radius) {
       style: { stroke: "var(--ink)", "stroke-width": 3 },
     });
   const colour = colourOf(row.decoder);
-  const style = { stroke: colour, fill: row.promise === "exact" ? colour : "var(--paper)" };
+  const style = { stroke: colour, fill: row.promise === "exact" ? colour : "var(--page)" };
   return svg("path", { class: "mark", d: shapeOf(row.decoder)(radius), style });
 }
 const icon = (row) => svg("svg", { viewBox: "-7 -7 14 14", "aria-hidden": "true" }, mark(row, 4.2));
