@@ -36,7 +36,7 @@ from chordal.models.family import Family, Kind
 from chordal.ops import tree
 from chordal.ops.likelihood import mask_counts, token_logprobs
 from chordal.ops.sampling import guide
-from chordal.sequence import Sequence, StopRules
+from chordal.sequence import Sequence, StopRules, TokenLogprob
 
 Method: TypeAlias = Literal["chain", "monte_carlo"]
 
@@ -166,6 +166,69 @@ class _Scoring(Decoder):
                 self.found.append(found)
         if any(math.isnan(one.logprob) for one in self.found):
             raise DecodingError("the model gave logits that are not finite.")
+        seq.finish("stop")
+
+
+# Rows of logits that are held at once.
+_ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptLogprobsConfig:
+    """Settings of `PromptLogprobs`."""
+
+    num_top: int = 0
+    """Most likely tokens told beside each, at least 0."""
+
+    def __post_init__(self) -> None:
+        if self.num_top < 0:
+            raise InputError(f"num_top must be at least 0; got {self.num_top}.")
+
+
+class PromptLogprobs(Decoder):
+    """Read what a causal model gives every token of a prompt; nothing is written behind it.
+
+    Of one sequence: `found` holds what was read, with None for the first token, which nothing predicts.
+
+    Promise: exact. Cost: the prompt is fed once, 256 tokens a pass.
+    """
+
+    name = "prompt_logprobs"
+    family = "autoregressive"
+    promise = "exact"
+    needs = ("causal",)
+    paper = "-"
+    Config = PromptLogprobsConfig
+
+    def __init__(self, config: PromptLogprobsConfig | None = None) -> None:
+        super().__init__(config)
+        self.found: list[TokenLogprob | None] = [None]
+
+    def decode(self, seq: Sequence) -> Decoding:
+        """Fill `found` and end the sequence without a token."""
+        cursor = Cursor()
+        # Nobody asks what follows the last token.
+        for start in range(0, seq.num_prompt - 1, _ROWS_AT_ONCE):
+            end = min(start + _ROWS_AT_ONCE, seq.num_prompt - 1)
+            reading = yield cursor.feed(seq.prompt[:end], num_read=end - start).logits()
+            following = seq.prompt[start + 1 : end + 1]
+            logprobs, _ = token_logprobs(reading.logits, following)
+            if not bool(logprobs.isfinite().all()):
+                raise DecodingError("the model gave logits that are not finite.")
+            top = reading.logits.topk(min(self.config.num_top, reading.logits.shape[1]), dim=1)
+            top_logprobs = top.values - reading.logits.logsumexp(1, keepdim=True)
+            rows = zip(
+                following.tolist(),
+                logprobs.tolist(),
+                top.indices.tolist(),
+                top_logprobs.tolist(),
+                strict=True,
+            )
+            self.found += [
+                TokenLogprob(token, logprob, list(zip(others, likeliest, strict=True)))
+                for token, logprob, others, likeliest in rows
+            ]
+            seq.undecided += end - start  # that is progress
         seq.finish("stop")
 
 

@@ -9,7 +9,10 @@ from typing import Any
 
 def dumps(document: Any, *, indent: int | None = None, ensure_ascii: bool = False) -> str:
     """Write a value as JSON; numbers that are not finite become text ("nan", "inf")."""
-    return json.dumps(_finite(document), ensure_ascii=ensure_ascii, allow_nan=False, indent=indent)
+    try:
+        return json.dumps(document, ensure_ascii=ensure_ascii, allow_nan=False, indent=indent)
+    except ValueError:  # rare, and looking first would take as long again
+        return json.dumps(_finite(document), ensure_ascii=ensure_ascii, allow_nan=False, indent=indent)
 
 
 def _finite(value: Any) -> Any:

@@ -19,6 +19,7 @@ COMMANDS = [
     "convert",
     "list",
     "plan",
+    "serve",
     "trace",
     "train",
     "tune",
@@ -60,6 +61,8 @@ def test_the_commands_of_the_help_work_when_pasted(run, capsys, monkeypatch, tmp
     trained = []
     monkeypatch.setattr("chordal.training.loop.train", lambda recipe, *_, **__: trained.append(recipe) or ())
     monkeypatch.setattr("chordal.training.tokenizer.train_tokenizer", lambda directory: None)
+    # A server runs until it is told to end.
+    monkeypatch.setattr("chordal.server.run.serve", lambda load, settings: print(*settings.served_names) or 0)
     pasted = set()
     for command in [[], *([name] for name in COMMANDS)]:
         pasted |= set(examples(run(*command, "--help").out))
@@ -94,6 +97,7 @@ def test_module_runs_the_same_command_line():
         (["generate", "a", "--batch-size", "0"], "--batch-size", "chordal generate --help"),
         (["compare", "--repeats", "0"], "--repeats", "chordal compare --help"),
         (["generate", "a", "--seed"], "--seed", "chordal generate --help"),
+        (["bench", "serv"], "serv", "chordal bench --help"),
     ],
 )
 def test_misuse_is_one_line_and_one_that_points_to_help(run, args, error, hint):
@@ -137,4 +141,5 @@ def test_reader_that_leaves_is_no_error():
 
 
 def test_every_command_is_registered_once():
-    assert [command.name for command in app.registered_commands] == COMMANDS
+    names = [command.name for command in [*app.registered_commands, *app.registered_groups]]
+    assert sorted(names) == sorted(COMMANDS)

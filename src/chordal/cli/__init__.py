@@ -15,12 +15,14 @@ import typer
 
 from chordal import __version__
 from chordal.cli import bench as bench
+from chordal.cli import bench_serve as bench_serve
 from chordal.cli import compare as compare
 from chordal.cli import convert as convert
 from chordal.cli import generate as generate
 from chordal.cli import inspect as inspect
 from chordal.cli import listing as listing
 from chordal.cli import plan as plan
+from chordal.cli import serve as serve
 from chordal.cli import trace as trace
 from chordal.cli import train as train
 from chordal.cli import tune as tune
@@ -52,16 +54,21 @@ app = typer.Typer(
     },
 )
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
-app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
 app.command("list", epilog=listing.EXAMPLES)(listing.list_)
 app.command("plan", epilog=plan.EXAMPLES)(plan.plan)
+app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("trace", epilog=trace.EXAMPLES)(trace.trace)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("tune", epilog=tune.EXAMPLES)(tune.tune)
 app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
+
+_bench = typer.Typer(rich_markup_mode=None)
+_bench.callback(invoke_without_command=True, epilog=bench.EXAMPLES)(bench.bench)
+_bench.command("serve", epilog=bench_serve.EXAMPLES)(bench_serve.serve)
+app.add_typer(_bench, name="bench")
 
 
 @app.callback()
@@ -97,9 +104,7 @@ def main(args: list[str] | None = None) -> int:
         return code or 0
     except (InputError, _UsageError) as error:
         _report(getattr(error, "format_message", error.__str__)())
-        names = [command.name for command in app.registered_commands]
-        command = f"chordal {given[0]}" if given and given[0] in names else "chordal"
-        print(f"Try: {command} --help", file=sys.stderr)
+        print(f"Try: {_command_path(given)} --help", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         return 130
@@ -113,6 +118,16 @@ def main(args: list[str] | None = None) -> int:
     except Exception as error:
         _report(f"{type(error).__name__}: {error} (CHORDAL_DEBUG=1 shows where)")
         return 1
+
+
+def _command_path(given: list[str]) -> str:
+    """Name the command that was called, as far as there is one."""
+    path, command = "chordal", typer.main.get_command(app)
+    for word in given:
+        if (inner := getattr(command, "commands", {}).get(word)) is None:
+            break
+        path, command = f"{path} {word}", inner
+    return path
 
 
 def _report(message: str) -> None:

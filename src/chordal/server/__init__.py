@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server: one engine thread, continuous batching for every decoder."""
