@@ -347,6 +347,8 @@ class Model:
             length = min(DEFAULT_MAX_NEW_TOKENS, window - len(tokens))
         if length < 1:
             raise InputError(f"max_new_tokens must be at least 1; got {length}.")
+        if request.constraint is not None and request.ignore_eos:
+            raise InputError("ignore_eos cannot go with a constraint, which says itself where the text ends.")
         if not -(2**63) <= request.seed < 2**63:
             raise InputError(f"seed must be a 64-bit integer; got {request.seed}.")
         if request.logprobs is not None and request.logprobs < 0:

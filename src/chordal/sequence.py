@@ -22,6 +22,7 @@ from chordal.ops import tree
 from chordal.ops.randomness import Purpose, uniforms
 from chordal.ops.sampling import Law
 from chordal.stats import TARGET, Stats
+from chordal.text import Detokenizer
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 EventKind = Literal["commit", "draft", "guess"]
@@ -36,6 +37,7 @@ class StopRules:
         max_new_tokens: Most tokens of the result, at least 1.
         eos_ids: Tokens that end it; the one that does is part of `tokens` but not of the text.
         stop_strings: Strings that end it; the text is cut before the first that occurs.
+        include_stop: Cut the text behind the stop string instead.
     """
 
     max_new_tokens: int
@@ -110,7 +112,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Where and why a text ends: after so many tokens, and before so many characters of a stop string."""
+    """Where and why a text ends: after so many tokens, and for a stop string after so many characters."""
 
     num_tokens: int
     finish_reason: FinishReason
@@ -171,6 +173,7 @@ class Sequence:
         self.committed_at = np.full(capacity, UNCOMMITTED, np.int32)
         self.committed_at[: self.num_prompt] = 0
         self._ending: Ending | None = None
+        self._reader: Detokenizer | None = None
 
     @property
     def limit(self) -> int:
@@ -196,8 +199,15 @@ class Sequence:
 
     @property
     def text(self) -> str:
-        """Text of the result so far, without the stop token and cut before a stop string."""
-        return self._text(self.output, self._ending)
+        """Text of the result so far, without the stop token and cut where a stop string says."""
+        return self.reader.text[: self._ending.num_characters if self._ending else None]
+
+    @property
+    def reader(self) -> Detokenizer:
+        """What turns the tokens of the result into text; it goes on from where it was."""
+        self._reader = self._reader or self._new_reader()
+        self._reader.extend(_without_stop(self.output, self._ending)[self._reader.num_tokens :])
+        return self._reader
 
     @property
     def wants_confidence(self) -> bool:
@@ -309,10 +319,13 @@ class Sequence:
             tokens: Token ids behind the prompt.
             score: Log-likelihood in nats, as the decoder defines it.
         """
-        ending = self.ending(tokens)
+        reader = self._new_reader()
+        ending = self._find_ending(tokens, 0, reader)
         tokens = tokens[: ending.num_tokens] if ending else tokens
+        reader.extend(_without_stop(tokens, ending)[reader.num_tokens :])
+        text = reader.text[: ending.num_characters if ending else None]
         reason = ending.finish_reason if ending else None
-        self.alternatives.append(Alternative(tokens.copy(), self._text(tokens, ending), score, reason))
+        self.alternatives.append(Alternative(tokens.copy(), text, score, reason))
 
     def ending(self, tokens: Ints, start: int = 0) -> Ending | None:
         """Find where a text ends, by the rules of this request; None if it goes on.
@@ -321,18 +334,7 @@ class Sequence:
             tokens: Token ids behind the prompt.
             start: Tokens of them that are known not to end it.
         """
-        end = min(len(tokens), self.stop.max_new_tokens)
-        is_limit = end == self.stop.max_new_tokens
-        eos = None
-        for at, token in enumerate(tokens[start:end].tolist(), start):
-            if token in self.stop.eos_ids:
-                end, eos = at + 1, token
-                break
-        if found := self._find_stop_string(tokens, start, end):
-            return found
-        if eos is not None:
-            return Ending(end, "stop", eos)
-        return Ending(end, "length") if is_limit else None
+        return self._find_ending(tokens, start, self._new_reader())
 
     def uniforms(self, positions: Ints, purpose: Purpose, draw: int = 0) -> Floats:
         """Give this request's random number for each position; see `ops.randomness`."""
@@ -377,29 +379,48 @@ class Sequence:
 
     def _check_stop(self, before: int) -> None:
         """End at the first stop condition inside what just became part of the committed prefix."""
-        ending = self.ending(self.committed[self.num_prompt :], before - self.num_prompt)
+        self._reader = self._reader or self._new_reader()
+        output = self.committed[self.num_prompt :]
+        ending = self._find_ending(output, before - self.num_prompt, self._reader)
         if ending is not None:
             self._ending, self.stop_reason = ending, ending.stop_reason
             self.finish(ending.finish_reason)
 
-    def _find_stop_string(self, tokens: Ints, start: int, end: int) -> Ending | None:
+    def _new_reader(self) -> Detokenizer:
+        return Detokenizer(self.detokenize or _no_text)
+
+    def _find_ending(self, tokens: Ints, start: int, reader: Detokenizer) -> Ending | None:
+        """See `ending`; the reader has read no more than the `start` tokens."""
+        end = min(len(tokens), self.stop.max_new_tokens)
+        is_limit = end == self.stop.max_new_tokens
+        eos = None
+        for at, token in enumerate(tokens[start:end].tolist(), start):
+            if token in self.stop.eos_ids:
+                end, eos = at, token
+                break
+        if found := self._find_stop_string(tokens, start, end, reader):
+            return found
+        if eos is not None:
+            return Ending(end + 1, "stop", eos)
+        return Ending(end, "length") if is_limit else None
+
+    def _find_stop_string(self, tokens: Ints, start: int, end: int, reader: Detokenizer) -> Ending | None:
         """Find the earliest stop string; the tokens behind the one that completes it are dropped."""
-        if not self.stop.stop_strings or self.detokenize is None:
+        if not self.stop.stop_strings:
             return None
+        longest = max(map(len, self.stop.stop_strings))
+        reader.extend(tokens[reader.num_tokens : start])
         for num in range(start + 1, end + 1):
-            text = self.detokenize(tokens[:num])
+            # What was certain before has been searched.
+            searched = max(0, reader.num_certain - longest + 1)
+            reader.extend(tokens[num - 1 : num])
+            text = reader.since(searched)
             hits = [(text.find(string), string) for string in self.stop.stop_strings if string in text]
             if hits:
                 at, string = min(hits)
-                return Ending(num, "stop", string, at)
+                num_characters = searched + at + (len(string) if self.stop.include_stop else 0)
+                return Ending(num, "stop", string, num_characters)
         return None
-
-    def _text(self, tokens: Ints, ending: Ending | None) -> str:
-        if self.detokenize is None:
-            return ""
-        if ending is not None and isinstance(ending.stop_reason, int):
-            tokens = tokens[:-1]
-        return self.detokenize(tokens)[: ending.num_characters if ending else None]
 
     def _emit(
         self,
@@ -415,3 +436,12 @@ class Sequence:
             event = Event(kind, forward, positions.copy(), tokens.copy(), confidence, kept, parents)
             for listener in self.listeners:
                 listener(self, event)
+
+
+def _without_stop(tokens: Ints, ending: Ending | None) -> Ints:
+    """Leave out the token that ended a text."""
+    return tokens[:-1] if ending is not None and isinstance(ending.stop_reason, int) else tokens
+
+
+def _no_text(tokens: Ints) -> str:
+    return ""
