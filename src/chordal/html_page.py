@@ -16,11 +16,11 @@ _ESCAPED = str.maketrans({"<": r"\u003c", ">": r"\u003e", "&": r"\u0026"})
 
 
 def make_page(package: str, name: str, *, title: str, data: Any, asks_server: bool = False) -> str:
-    """Fill NAME.html of a package with NAME.css, behind the style of all pages, NAME.js and data.
+    """Fill NAME.html of a package with NAME.css and NAME.js, behind what all pages share, and data.
 
     The template has {{title}}, {{policy}}, {{style}}, {{script}} and {{data}}, each once: the last three
     stand alone inside a style element, a script element and one of type application/json. The policy is
-    that the page asks the network for nothing and that no script but NAME.js runs, whatever the data hold.
+    that the page asks the network for nothing and that no script but this one runs, whatever the data hold.
 
     Args:
         package: Where the three files are, e.g. `__package__`.
@@ -34,7 +34,11 @@ def make_page(package: str, name: str, *, title: str, data: Any, asks_server: bo
         (resources.files(package) / f"{name}.{ending}").read_text(encoding="utf-8")
         for ending in ("html", "css", "js")
     )
-    shared = resources.files("chordal").joinpath("html_page.css").read_text(encoding="utf-8")
+    shared_style, shared_script = (
+        resources.files("chordal").joinpath(f"html_page.{ending}").read_text(encoding="utf-8")
+        for ending in ("css", "js")
+    )
+    script = shared_script + script
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = {
         # A lone surrogate, which a text from a file may hold, has no other form.
@@ -49,7 +53,7 @@ def make_page(package: str, name: str, *, title: str, data: Any, asks_server: bo
                 "form-action 'none'",
             ]
         ),
-        "style": shared + style,
+        "style": shared_style + style,
         "script": script,
         "data": strict_json.dumps(data, ensure_ascii=True).translate(_ESCAPED),
     }

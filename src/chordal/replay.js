@@ -1,11 +1,4 @@
-"use strict";
-const byId = id => document.getElementById(id);
-const make = (name, className, text = "") => {
-  const element = document.createElement(name);
-  element.className = className;
-  element.textContent = text;
-  return element;
-};
+const make = (name, className, text = "") => el(name, { class: className }, text);
 const { header, passes, end } = JSON.parse(byId("trace").textContent);
 const start = header.prompt_tokens.length;
 const special = new Set(header.special_tokens || []);

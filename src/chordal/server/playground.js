@@ -1,25 +1,4 @@
-"use strict";
-
 const { version, examples } = JSON.parse(document.getElementById("data").textContent);
-
-// ---- Elements: text is always a text node, so nothing that a model writes becomes markup -----------
-
-const byId = (id) => document.getElementById(id);
-
-function fill(node, attributes, children) {
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name === "style")
-      for (const [key, entry] of Object.entries(value)) node.style.setProperty(key, entry);
-    else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (value !== false && value !== null && value !== undefined)
-      node.setAttribute(name, value === true ? "" : value);
-  }
-  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
-  return node;
-}
-const el = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
-const svg = (tag, attributes = {}, ...children) =>
-  fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
 // ---- Words --------------------------------------------------------------------------------------
 
@@ -345,7 +324,7 @@ const SAMPLING = [
   ["presence_penalty", { type: "number", placeholder: "0" }],
   ["frequency_penalty", { type: "number", placeholder: "0" }],
   ["repetition_penalty", { type: "number", placeholder: "1" }],
-  ["stop", { type: "array", placeholder: "one a line", help: "Up to 4 texts that end it; \\n is a new line." }],
+  ["stop", { type: "array", placeholder: "one a line", help: "Up to 16 texts that end it; \\n is a new line." }],
 ];
 
 // ---- A panel: one decoder and what it did --------------------------------------------------------------

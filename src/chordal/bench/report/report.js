@@ -1,5 +1,3 @@
-"use strict";
-
 const content = JSON.parse(document.getElementById("data").textContent);
 const { conditions, rows } = content;
 const ALL = "all";
@@ -23,25 +21,6 @@ const decoderNames = [...new Set(conditions.decoders.map((decoder) => decoder.de
 const rowsOf = (task) =>
   rows.filter((row) => row.task === task && row.label.toLowerCase().includes(state.filter));
 const isFaded = (decoder) => state.picked.size > 0 && !state.picked.has(decoder);
-
-// ---- Elements: text is always a text node, so nothing in the data becomes markup -----------------
-
-const byId = (id) => document.getElementById(id);
-
-function fill(node, attributes, children) {
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name === "style")
-      for (const [key, entry] of Object.entries(value)) node.style.setProperty(key, entry);
-    else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (value !== false && value !== null && value !== undefined)
-      node.setAttribute(name, value === true ? "" : value);
-  }
-  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
-  return node;
-}
-const el = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
-const svg = (tag, attributes = {}, ...children) =>
-  fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
 // ---- Numbers ------------------------------------------------------------------------------------
 
