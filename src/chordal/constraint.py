@@ -9,19 +9,17 @@ import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import numpy.typing as npt
 
 from chordal.errors import DecodingError, InputError
+from chordal.forward import Bools, Ints
+from chordal.ops.sampling import Constraint
 
 if TYPE_CHECKING:
     from chordal.generation import Model
-
-Ints: TypeAlias = npt.NDArray[np.int64]
-Bools: TypeAlias = npt.NDArray[np.bool_]
 
 MAX_SCHEMA_BYTES = 64 * 1024
 _COMPILE_TIMEOUT_S = 10.0
@@ -49,20 +47,6 @@ from llguidance import LLMatcher, LLParserLimits
 grammar, limits = json.load(sys.stdin)
 print(json.dumps(LLMatcher.validate_grammar(grammar, limits=LLParserLimits(**limits))))
 """
-
-
-class Constraint(Protocol):
-    """Says which tokens may come next; a function of the text alone, so texts may be asked in any order."""
-
-    def allowed(self, generated: Ints) -> Bools:
-        """Tell which tokens may follow the generated ones, bool `[V]`.
-
-        All may follow a text that already breaks the constraint, or that is over: rows of a draft behind a
-        wrong token are read, but nothing comes of them.
-
-        Raises:
-            DecodingError: It cannot be told.
-        """
 
 
 def json_object(model: Model) -> Constraint:

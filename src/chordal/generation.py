@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from chordal.constraint import Constraint
 from chordal.decoders.decoder import Decoder
 from chordal.engine import Engine
 from chordal.errors import InputError, PromptError, UnknownNameError
@@ -18,7 +17,7 @@ from chordal.forward import Ints
 from chordal.models.language_model import LanguageModel
 from chordal.models.load import load_model
 from chordal.models.quantization import Quantization
-from chordal.ops.sampling import Law
+from chordal.ops.sampling import Constraint, Law
 from chordal.prefix.groups import PrefixGroup, group_prompts
 from chordal.registry import make_decoder
 from chordal.sequence import (

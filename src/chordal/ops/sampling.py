@@ -9,20 +9,34 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from chordal.constraint import Constraint
 from chordal.errors import DecodingError, InputError
 
 Ints: TypeAlias = npt.NDArray[np.int64]
+Bools: TypeAlias = npt.NDArray[np.bool_]
 
 # Far from where float32 ends, and enough to decide any choice.
 _MAX_BIAS = 1e6
+
+
+class Constraint(Protocol):
+    """Says which tokens may come next; a function of the text alone, so texts may be asked in any order."""
+
+    def allowed(self, generated: Ints) -> Bools:
+        """Tell which tokens may follow the generated ones, bool `[V]`.
+
+        All may follow a text that already breaks the constraint, or that is over: rows of a draft behind a
+        wrong token are read, but nothing comes of them.
+
+        Raises:
+            DecodingError: It cannot be told.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
