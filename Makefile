@@ -23,9 +23,9 @@ test: lint ## Install, then lint, check types and run the default test suite
 	@$(BIN)/pytest -q -n 2 $(PYTEST_ARGS)
 
 # Half a gigabyte: not among the tools of every check.
-harness: install ## Install lm-evaluation-harness and test the bridge to it
-	@$(PIP) -e '.[dev,lm-eval]'
-	@$(BIN)/pytest -q tests/bridges/test_lm_eval.py
+harness: install ## Install lm-evaluation-harness and test the bridge to it, and the server with it
+	@$(PIP) -e '.[dev,lm-eval]' tenacity
+	@$(BIN)/pytest -q tests/bridges/test_lm_eval.py tests/server/test_lm_eval.py
 
 install: $(VENV)/.installed ## Create .venv and install the package into it
 

@@ -241,6 +241,19 @@ def test_chat_goes_on_with_the_answer_that_was_given(client, library):
     assert second.usage.prompt_tokens == expected.num_prompt
 
 
+def test_chat_goes_on_after_an_empty_answer(client, library):
+    end = library["tiny-ar"].tokenizer.eos_token_id
+    first = client.chat.completions.create(
+        model="tiny-ar", messages=MESSAGES, temperature=0, logit_bias={str(end): 100}
+    )
+    assert (first.choices[0].message.content, first.usage.completion_tokens) == ("", 1)
+    turns = [*MESSAGES, first.choices[0].message, *MESSAGES]
+    second = client.chat.completions.create(model="tiny-ar", messages=turns, temperature=0, max_tokens=16)
+    said = [*MESSAGES, {"role": "assistant", "content": ""}, *MESSAGES]
+    [expected] = library["tiny-ar"].generate(said, max_new_tokens=16)
+    assert second.choices[0].message.content == expected.text
+
+
 @pytest.mark.parametrize("model", ["tiny-ar", "tiny-mdm"])
 def test_answers_to_one_prompt_have_seeds_that_follow(client, library, model):
     asked = {"model": model, "messages": MESSAGES, "max_tokens": 12, "n": 3, **SAMPLED}

@@ -66,7 +66,7 @@ def refusal(make, **fields):
         ({"seed": 1.0}, "seed"),
         ({"stop": ""}, "stop"),
         ({"stop": ["a", ""]}, "stop"),
-        ({"stop": list("abcde")}, "stop"),
+        ({"stop": ["a"] * 17}, "stop"),
         ({"stop": 5}, "stop"),
         ({"stop": ["a", 5]}, "stop"),
         ({"stop_token_ids": ["1"]}, "stop_token_ids.0"),
@@ -129,6 +129,7 @@ def test_wrong_value_is_refused_with_its_field(make, fields, param):
         ({"messages": [{"role": "user", "content": []}]}, "messages.0.content"),
         ({"messages": [*_MESSAGES, {"role": "user", "content": " "}]}, "messages.1.content"),
         ({"messages": [{"role": "user", "content": "hi", "name": "Ana"}]}, "messages.0.name"),
+        ({"messages": [{"role": "user", "content": "hi", "type": "tool"}]}, "messages.0.type"),
         ({"messages": [{"role": "user", "content": "hi", "nope": 1}]}, "messages.0.nope"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text"),
@@ -223,6 +224,12 @@ def test_unknown_field_is_refused_with_near_matches():
 def test_message_as_the_openai_client_gives_it_back_is_taken():
     answer = {"role": "assistant", "content": "yes", "refusal": None, "annotations": [], "tool_calls": None}
     assert len(chat(messages=[*_MESSAGES, answer]).messages) == 2
+    assert chat(messages=[*_MESSAGES, {**answer, "content": ""}]).messages[1].text == ""
+
+
+def test_message_may_say_that_it_is_one():
+    """As older versions of evaluation tools write it."""
+    assert chat(messages=[_MESSAGES[0] | {"type": "text"}]) == chat(messages=_MESSAGES)
 
 
 def test_text_parts_stand_on_lines_of_their_own():

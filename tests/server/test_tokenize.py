@@ -13,6 +13,14 @@ def test_text_goes_to_tokens_and_back(server, models):
     assert server.post("/detokenize", {"tokens": got["tokens"]}).json() == {"prompt": TEXT}
 
 
+@pytest.mark.parametrize("model", ["tiny-ar", "tiny-mdm", "tiny-block"])
+@pytest.mark.parametrize("text", [TEXT, "Ana", "a  b\t\tc\n\n", "copy: Ana<|end|>", "\u4e2d\u6587 \u00e9"])
+def test_every_model_gives_back_the_text(server, model, text):
+    tokens = server.post("/tokenize", {"model": model, "prompt": text}).json()["tokens"]
+    got = server.post("/detokenize", {"model": model, "tokens": tokens})
+    assert got.json() == {"prompt": text}
+
+
 def test_special_tokens_of_a_text_are_tokens(server):
     """Evaluation tools find the id of the stop token so."""
     info = server.client.get("/tokenizer_info").json()

@@ -24,13 +24,14 @@ from chordal.errors import InputError, UnknownNameError
 from chordal.forward import Ints
 from chordal.generation import DEFAULT_MAX_NEW_TOKENS, Job, Model, Request
 from chordal.likelihood import PromptLogprobs, PromptLogprobsConfig
+from chordal.ops.sampling import Constraint
 from chordal.registry import decoder_class, make_decoder
 from chordal.sequence import Sequence, StopRules
 from chordal.server.encode import EncodedPrompt, Encoder, detokenizer
 from chordal.server.errors import APIError
 from chordal.server.schema import ChatRequest, CompletionRequest, TokenizeRequest
 from chordal.server.settings import ServerSettings
-from chordal.server.worker import QueueFullError, UnavailableError, Worker
+from chordal.server.worker import UnavailableError, Worker
 
 T = TypeVar("T")
 GenerationRequest = ChatRequest | CompletionRequest
@@ -167,7 +168,7 @@ class Preparer:
     async def _in_thread(self, work: Callable[[], T], threads: ThreadPoolExecutor | None = None) -> T:
         # What waits for this thread is in no queue yet; a flood must not pile up here.
         if self._num_open > self._settings.max_queue + self._settings.max_num_seqs:
-            raise QueueFullError(1)
+            raise self._worker.turn_away()
         self._num_open += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(threads or self._thread, work)
@@ -182,7 +183,7 @@ class Preparer:
             ("n", "answers to a prompt", request.n or 1, settings.max_n),
             ("stop", "stop strings", len(lengths), settings.max_stop),
             ("stop", "characters in a stop string", max(lengths, default=0), settings.max_stop_chars),
-            ("stop_token_ids", "stop tokens", len(request.stop_token_ids or ()), 16 * settings.max_stop),
+            ("stop_token_ids", "stop tokens", len(request.stop_token_ids or ()), 4 * settings.max_stop),
             ("logprobs", "log-probabilities a token", request.num_logprobs or 0, settings.max_logprobs),
         ):
             if given > limit:
@@ -192,7 +193,7 @@ class Preparer:
 
     async def _constrain(
         self, request: GenerationRequest, decoder: Decoder, model: Model
-    ) -> constraint.Constraint | None:
+    ) -> Constraint | None:
         """Compile what the answer must keep to."""
         form = request.response_format
         if form is None or form.type == "text":
@@ -206,7 +207,7 @@ class Preparer:
                 )
         schema = form.json_schema.schema_ if form.json_schema is not None else None
 
-        def compile_() -> constraint.Constraint:
+        def compile_() -> Constraint:
             with _about("response_format" if schema is None else "response_format.json_schema.schema"):
                 return (
                     constraint.json_object(model) if schema is None else constraint.json_schema(schema, model)
@@ -221,7 +222,7 @@ class Preparer:
         name: str,
         model: Model,
         decoder: Decoder,
-        limit: constraint.Constraint | None,
+        limit: Constraint | None,
         salt: str,
     ) -> Prepared:
         prompts = self._encode(request, model)

@@ -13,7 +13,8 @@ from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, mode
 
 from chordal.server.strict import MESSAGE_UNSUPPORTED, UNSUPPORTED, Strict, refuse
 
-MAX_STOPS = 4
+# OpenAI has 4; evaluation tools send a task's own, five or more, and the end of the text.
+MAX_STOPS = 16
 MAX_LOGPROBS = 20
 _INT64 = 2**63
 
@@ -34,7 +35,7 @@ def _texts_of_stop(value: Any) -> Any:
         return []
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-        raise refuse("", "must be text, or a list of at most 4 texts")
+        raise refuse("", f"must be text, or a list of at most {MAX_STOPS} texts")
     if len(stops) > MAX_STOPS:
         raise refuse("", f"must be at most {MAX_STOPS} texts; got {len(stops)}")
     if "" in stops:
@@ -150,7 +151,7 @@ class _Generation(Strict):
     n: Annotated[int, Field(ge=1, lt=_INT64)] | None = None
     stop: Annotated[
         list[str], BeforeValidator(_texts_of_stop, json_schema_input_type=str | list[str] | None)
-    ] = Field([], description="The text ends before the first of these, at most 4.")
+    ] = Field([], description=f"The text ends before the first of these, at most {MAX_STOPS}.")
     stop_token_ids: list[TokenId] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
@@ -277,7 +278,8 @@ class Message(Strict):
 
     @model_validator(mode="after")
     def _check_text(self) -> Self:
-        if not self.text.strip():
+        # An answer may have been empty; programs send it back with the rest of the chat.
+        if self.role != "assistant" and not self.text.strip():
             raise refuse("content", "the content of a message must not be empty.")
         return self
 

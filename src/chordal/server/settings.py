@@ -30,7 +30,7 @@ class ServerSettings:
         body_timeout_s: How long a body may take to arrive.
         max_prompts: Most prompts of one request.
         max_n: Most answers to one prompt (`n`).
-        max_stop: Most stop strings of one request, as OpenAI has it.
+        max_stop: Most stop strings of one request, at most 16.
         max_stop_chars: Longest stop string in characters.
         max_logprobs: Most alternatives per token.
         max_draft: Largest value of a decoder setting that says how many tokens to draft or texts to keep.
@@ -62,7 +62,7 @@ class ServerSettings:
     body_timeout_s: float = 30.0
     max_prompts: int = 64
     max_n: int = 16
-    max_stop: int = 4
+    max_stop: int = 16
     max_stop_chars: int = 256
     max_logprobs: int = 20
     max_draft: int = 64

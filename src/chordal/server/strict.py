@@ -61,6 +61,7 @@ MESSAGE_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "refusal": (),
     "tool_call_id": (),
     "tool_calls": ([],),
+    "type": ("message", "text"),
 }
 
 

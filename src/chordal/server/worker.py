@@ -410,6 +410,11 @@ class Worker(threading.Thread):
         with self._changed:
             self._check_room({id(model.engine): num})
 
+    def turn_away(self, num: int = 1) -> QueueFullError:
+        """Count a call that finds so many too many before it, and give the error for it; from any thread."""
+        self._observer.tell("rejected", "queue_full")
+        return QueueFullError(self._retry_after_s(num))
+
     def submit(
         self, jobs: Seq[Job], *, timeout_s: float | None, stream: bool = True, events: bool = False
     ) -> Ticket:
@@ -516,8 +521,7 @@ class Worker(threading.Thread):
         overhang = sum(lane.overhang(wanted.get(key, 0)) for key, lane in lanes.items())
         # What would start at the next tick does not wait, however long the queues of other models are.
         if overhang > self._max_queue and any(lanes[key].overhang(num) for key, num in wanted.items()):
-            self._observer.tell("rejected", "queue_full")
-            raise QueueFullError(self._retry_after_s(overhang - self._max_queue))
+            raise self.turn_away(overhang - self._max_queue)
 
     def _retry_after_s(self, num: int) -> int:
         """Estimate when so many sequences are done, from how fast the last ones were."""
