@@ -126,7 +126,7 @@ class Request:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logit_bias: Mapping[int, float] | None = None
     constraint: Constraint | None = None
     seed: int = 0
     stop_strings: str | Seq[str] = ()
@@ -149,7 +149,7 @@ class Request:
             repetition_penalty=self.repetition_penalty,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
-            logit_bias=tuple(self.logit_bias.items()),
+            logit_bias=tuple((self.logit_bias or {}).items()),
             constraint=self.constraint,
         )
 
@@ -352,7 +352,7 @@ class Model:
             raise InputError(f"seed must be a 64-bit integer; got {request.seed}.")
         if request.logprobs is not None and request.logprobs < 0:
             raise InputError(f"logprobs must be at least 0; got {request.logprobs}.")
-        self._check_ids("logit_bias", request.logit_bias)
+        self._check_ids("logit_bias", request.logit_bias or ())
         self._check_ids("stop_token_ids", request.stop_token_ids)
         if len(tokens) + length > window:
             raise PromptError(
