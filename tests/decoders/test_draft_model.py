@@ -50,6 +50,20 @@ def test_greedy_text_is_that_of_plain_decoding(decode, prompts, pair, settings):
     assert [seq.output.tolist() for seq in got] == [seq.output.tolist() for seq in want]
 
 
+@pytest.mark.parametrize("decoder", ["draft_model", "pearl", "rsd"])
+def test_a_draft_model_with_a_shorter_window_changes_no_text_up_to_the_end_of_the_targets(
+    decode, prompts, tiny, decoder
+):
+    models = {"target": tiny("causal"), "draft": tiny("causal", seed=1, window=16)}
+    [prompt] = prompts(1)
+    for num in (len(prompt), 40):  # that fits the draft's window, or does not
+        prompt = np.resize(prompt, num)
+        given = {"prompts": [prompt], "max_new_tokens": models["target"].window - num}
+        [got], [want] = decode(models, decoder, **given), decode(tiny("causal"), "autoregressive", **given)
+        assert got.error is None
+        assert got.output.tolist() == want.output.tolist()
+
+
 @pytest.mark.parametrize("law", [Law(temperature=1.0), Law(temperature=0.7, top_k=3)], ids=str)
 def test_three_sampled_tokens_have_the_law_of_the_target(law):
     """Joint counts: acceptances that share a number would pass for each position by itself."""

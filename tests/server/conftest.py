@@ -126,10 +126,8 @@ def models():
 
 # Asked of a server after a test, and of models of our own for what they must give.
 _PROBES = (
-    ("tiny-ar", "autoregressive", {}),
     ("tiny-ar", "prompt_lookup", {"temperature": 1.5, "seed": 11}),
-    ("tiny-mdm", "threshold", {}),
-    ("tiny-block", "block_diffusion", {"temperature": 1.5, "seed": 11}),
+    ("tiny-mdm", "threshold", {"temperature": 0.0}),
 )
 
 
@@ -140,9 +138,9 @@ def check_healthy():
     for name, decoder, law in _PROBES:
         model = chordal.load(name)
         prompt = model.tokenizer("reverse: Ana Ben Cleo Dan")["input_ids"]
-        [result] = model.generate([prompt], decoder=decoder, max_new_tokens=8, **law)
+        [result] = model.generate([prompt], decoder=decoder, max_new_tokens=4, **law)
         assert result.error is None
-        body = {"model": name, "prompt": prompt, "max_tokens": 8, "temperature": 0, "return_token_ids": True}
+        body = {"model": name, "prompt": prompt, "max_tokens": 4, "return_token_ids": True}
         expected.append((body | law | {"chordal": {"decoder": decoder}}, result.tokens))
 
     def check(server):

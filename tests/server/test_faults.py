@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import gzip
 import json
 import random
 import socket
 import struct
+import sys
 import threading
 import time
 import tracemalloc
@@ -20,9 +22,9 @@ import pytest
 import torch
 
 import chordal
-from chordal.generation import Job, Request
+from chordal.generation import Job
 from chordal.sequence import Sequence
-from chordal.server.worker import Ticket, Worker
+from chordal.server.worker import Ticket
 
 PROMPT = "reverse: Ana Ben Cleo Dan"
 LONG = {"model": "tiny-ar", "prompt": PROMPT, "max_tokens": 900, "ignore_eos": True}
@@ -97,7 +99,10 @@ class Others:
     """Requests of several kinds beside a victim, and what they must be answered."""
 
     def __init__(self, name, count=6):
-        decoders = {"tiny-ar": ["autoregressive", "prompt_lookup"], "tiny-mdm": ["low_confidence", "threshold"]}
+        decoders = {
+            "tiny-ar": ["autoregressive", "prompt_lookup"],
+            "tiny-mdm": ["low_confidence", "threshold"],
+        }
         model = chordal.load(name)
         prompt = model.tokenizer(PROMPT)["input_ids"]
         self.bodies, self.tokens = [], []
@@ -133,21 +138,24 @@ class Faulty:
     """A model with a fault in what it reads for the victim, whose seed tells it from the others."""
 
     def __init__(self, model):
-        self.model, self.fault = model, None
-        self.num_passes = 0
+        self.model = model
+        self.fail(None)
         runner, real = model.engine.target, model.engine.target.run
 
         def run(requests):
             live = model.engine._live
             hit = [live[row].seq.seed == VICTIM for row, _ in requests]
-            # The victim's second pass: what others decode is on its way by then.
             if self.fault is not None and any(hit):
-                self.num_passes += 1
-                if self.num_passes > 1:
+                self.left -= 1
+                if self.left <= 0:
                     return self.fault(lambda: real(requests), runner, [row for row, _ in requests], hit)
             return real(requests)
 
         runner.run = run
+
+    def fail(self, fault, at=1):
+        """Fail from the victim's first pass on, which is its prefill, or a later one; None does not fail."""
+        self.fault, self.left = fault, at
 
 
 def no_memory(run, runner, rows, hit):
@@ -164,7 +172,7 @@ def any_error(run, runner, rows, hit):
 
 def not_a_number(run, runner, rows, hit):
     """Make the network itself give NaN in the victim's row, and keep that in its cache."""
-    victims = [at for at, row in enumerate(dict.fromkeys(rows)) if hit[rows.index(row)]]
+    victims = sorted({row - min(rows) for row, is_hit in zip(rows, hit, strict=True) if is_hit})
 
     def poison(module, given, output):
         output = output.clone()
@@ -185,10 +193,10 @@ def test_a_pass_that_fails_for_one_request_ends_that_request_alone(
 ):
     victim = {"model": name, "prompt": PROMPT, "max_tokens": 12, "ignore_eos": True, "seed": VICTIM}
     with make_server({name: faulty[name].model}) as running:
-        for stream in (False, True):
-            faulty[name].fault, faulty[name].num_passes = fault, 0
+        for at, stream in ((1, False), (3, False), (3, True)):
+            faulty[name].fail(fault, at)
             *rest, hit = gather(running, [*others[name].bodies, {**victim, "stream": stream}])
-            faulty[name].fault = None
+            faulty[name].fail(None)
             others[name].check(rest)
             assert tokens_of(hit) is None
             assert hit.status_code in (200, 500, 503)
@@ -237,43 +245,43 @@ def test_biases_that_exclude_every_token_change_nothing_but_the_one_request(heal
             plain = healthy.complete(PROMPT, model=model)["choices"][0]["text"]
             assert healthy.complete(PROMPT, model=model, **asked)["choices"][0]["text"] == plain
     # Of what JSON allows, everything is made unlikely: it is JSON all the same.
-    asked = {"logit_bias": {str(token): -100 for token in range(size)}, "response_format": {"type": "json_object"}}
+    asked = {
+        "logit_bias": {str(token): -100 for token in range(size)},
+        "response_format": {"type": "json_object"},
+    }
     text = healthy.complete(PROMPT, **asked, max_tokens=200)["choices"][0]["text"]
     assert text.startswith("{")
 
 
-def test_a_constraint_that_allows_nothing_ends_its_request_alone():
-    class Nothing:
+def test_a_constraint_that_allows_nothing_ends_its_request_alone(
+    make_server, check_healthy, others, monkeypatch
+):
+    class Dead:
+        """Allows anything twice, and then nothing."""
+
+        def __init__(self, size):
+            self.size = size
+
         def allowed(self, generated):
-            return np.zeros(model.engine.target.vocab_size, bool) if len(generated) > 2 else ~np.zeros(
-                model.engine.target.vocab_size, bool
-            )
+            return np.full(self.size, len(generated) < 2)
 
-    model = chordal.load("tiny-ar")
-    settings = {"max_new_tokens": 8, "ignore_eos": True}
-    [alone] = model.generate([[5, 6]], **settings)
-    worker = Worker(lambda: {"tiny-ar": model}, max_queue=8, max_running=8, watchdog_s=None)
-    worker.start()
-
-    async def main():
-        while worker.state == "loading":
-            await asyncio.sleep(0.01)
-        jobs = [model.job([5, 6], Request(**settings, constraint=one)) for one in (None, Nothing(), None)]
-        ticket = worker.submit(jobs, timeout_s=None, stream=False)
-        return {update.index: update.result async for update in ticket}
-
-    results = asyncio.run(main())
-    worker.stop(0)
-    assert results[0].tokens == results[2].tokens == alone.tokens
-    assert results[1].finish_reason == "error"
-    assert len(results[1].tokens) <= 3
+    mine = others["tiny-ar"]
+    monkeypatch.setattr("chordal.constraint.json_object", lambda model: Dead(model.engine.target.vocab_size))
+    with make_server() as running:
+        for stream in (False, True):
+            victim = {"prompt": PROMPT, "response_format": {"type": "json_object"}, "stream": stream}
+            *rest, hit = gather(running, [*mine.bodies, victim])
+            mine.check(rest)
+            assert tokens_of(hit) is None
+            assert "error" in hit.text
+        check_healthy(running)
 
 
-def leave(rng, server):
+def leave(rng, server, models=("tiny-ar", "tiny-mdm")):
     """Begin a request and leave it at some moment, in one of the ways that clients do."""
     body = {
         **LONG,
-        "model": rng.choice(["tiny-ar", "tiny-mdm"]),
+        "model": rng.choice(models),
         "max_tokens": rng.choice([20, 120]),
         "stream": rng.random() < 0.6,
         "n": rng.choice([1, 1, 2]),
@@ -286,7 +294,7 @@ def leave(rng, server):
     if how == "byte":
         link.recv(1)
     elif how in ("later", "reset", "deaf"):
-        time.sleep(rng.random() * 0.15)
+        time.sleep(rng.random() * 0.08)
     elif how == "half":
         link.shutdown(socket.SHUT_WR)
         time.sleep(rng.random() * 0.05)
@@ -340,8 +348,7 @@ def test_a_flood_is_refused_at_once_and_what_was_taken_is_right(make_server, che
         assert count[429] >= 60
         check_healthy(small)
         told = small.client.get("/metrics").text
-        [rejected] = [line for line in told.splitlines() if "admission_rejections_total" in line and "queue_full" in line]
-        assert int(float(rejected.split()[-1])) <= count[429]
+        assert f'chordal:admission_rejections_total{{reason="queue_full"}} {count[429]}.0' in told
 
 
 def test_a_body_that_comes_too_slowly_or_not_at_all_is_given_up(make_server, check_healthy):
@@ -353,7 +360,7 @@ def test_a_body_that_comes_too_slowly_or_not_at_all_is_given_up(make_server, che
         assert b'"code": "body_timeout"' in answer
         link = connect(small)
         link.sendall(head(100).replace(b"Content-Length: 100", b"Transfer-Encoding: chunked"))
-        for _ in range(40):  # a byte now and then is not enough
+        for _ in range(12):  # a byte now and then is not enough
             time.sleep(0.02)
             link.sendall(b"1\r\n \r\n")
         assert status_of(read_all(link)) == 408
@@ -368,11 +375,13 @@ def test_a_body_that_comes_too_slowly_or_not_at_all_is_given_up(make_server, che
         (b"xyz\r\n{}\r\n", 400),
         (b"-1\r\n{}\r\n", 400),
         (b"FFFFFFFFFFFFFFFFFFFFF\r\n{}\r\n", 400),
-        (b"a\r\n{\"prompt\": ", None),
+        (b'a\r\n{"prompt": ', None),
         (b"3\r\n{}\r", None),
     ],
 )
-def test_chunks_that_are_too_many_or_cut_end_their_connection(make_server, check_healthy, chunked, sent, status):
+def test_chunks_that_are_too_many_or_cut_end_their_connection(
+    make_server, check_healthy, chunked, sent, status
+):
     link = connect(chunked)
     link.sendall(head(9).replace(b"Content-Length: 9", b"Transfer-Encoding: chunked") + sent)
     if status is None:  # cut in the middle
@@ -417,7 +426,7 @@ def test_idle_connections_keep_nobody_out(healthy, others):
 @pytest.mark.parametrize(
     "sent",
     [
-        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/99\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
@@ -433,13 +442,11 @@ def test_idle_connections_keep_nobody_out(healthy, others):
     ids=range(12),
 )
 def test_what_is_no_http_is_refused_or_cut(healthy, sent):
-    link = connect(healthy)
-    try:
+    answer = b""
+    with connect(healthy) as link, contextlib.suppress(OSError):  # it was hung up in the middle
         link.sendall(sent)
         link.shutdown(socket.SHUT_WR)
         answer = read_all(link)
-    except OSError:  # it was hung up in the middle
-        answer = b""
     assert not answer or 400 <= status_of(answer) < 500
 
 
@@ -471,7 +478,7 @@ def living():
     """Count what belongs to requests."""
     gc.collect()
     kinds = (Job, Sequence, Ticket)
-    return Counter(type(one).__name__ for one in gc.get_objects() if isinstance(one, kinds))
+    return Counter(type(one).__name__ for one in gc.get_objects() if type(one) in kinds)
 
 
 def test_memory_is_back_after_a_storm_and_stays_there(make_server, check_healthy, others):
@@ -481,29 +488,26 @@ def test_memory_is_back_after_a_storm_and_stays_there(make_server, check_healthy
     before = living()
 
     def some(count):
-        for number in range(count // 10):
-            for _ in range(3):
-                leave(rng, running)
-            with httpx.Client(base_url=running.base_url) as client:
-                assert client.post("/v1/completions", json={"prompt": [10**9]}).status_code == 400
-            mine.check(gather(running, mine.bodies))
+        for _turn in range(count // 18):
+            for _ in range(4):
+                leave(rng, running, ["tiny-ar"])
+            for wrong in ({"prompt": [10**9]}, {"nope": 1}):
+                assert running.post("/v1/completions", wrong).status_code == 400
+            responses = gather(running, 2 * mine.bodies)
+            mine.check(responses[:6])
+            mine.check(responses[6:])
             running.wait_idle()
 
-    with make_server({"tiny-ar": model, "tiny-mdm": chordal.load("tiny-mdm", prefix_cache_mib=0)}) as running:
-        some(60)
+    with make_server({"tiny-ar": model}) as running:
+        some(36)
         check_healthy(running)
-        tracemalloc.start()
-        try:
-            some(40)
-            gc.collect()
-            first = tracemalloc.get_traced_memory()[0]
-            some(200)
-            gc.collect()
-            grown = tracemalloc.get_traced_memory()[0] - first
-        finally:
-            tracemalloc.stop()
-        assert grown < 300_000
-        assert all(one.engine.num_live == 0 for one in running.worker.models.values())
+        some(36)
+        gc.collect()
+        blocks = sys.getallocatedblocks()
+        some(200)
+        gc.collect()
+        grown = sys.getallocatedblocks() - blocks
+        assert grown < 2000
         end = time.monotonic() + 10
         while (left := living() - before) and time.monotonic() < end:
             time.sleep(0.1)

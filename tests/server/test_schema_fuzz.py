@@ -9,9 +9,12 @@ import pytest
 
 schemathesis = pytest.importorskip("schemathesis", reason="makes requests from the schema")
 
-from schemathesis import GenerationMode
-
-from chordal.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from chordal.server.schema import (  # noqa: E402
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 
 PROMPT = "reverse: Ana Ben Cleo Dan"
 MESSAGES = [{"role": "user", "content": PROMPT}]
@@ -28,6 +31,12 @@ ENDPOINTS = {
 def names_of(model):
     return [field.alias or name for name, field in model.model_fields.items()]
 
+
+# Each is one more way in.
+ROUTES = {path for path, _, _ in ENDPOINTS.values()} | {
+    "/", "/health", "/metrics", "/version", "/tokenizer_info", "/v1/models", "/v1/models/{name}",
+    "/v1/decoders",
+}  # fmt: skip
 
 FIELDS = [(endpoint, name) for endpoint, (_, _, model) in ENDPOINTS.items() for name in names_of(model)]
 
@@ -86,7 +95,7 @@ def check_answer(response):
 def fuzz(server, operation, mode, num):
     """Send requests to a route that are, or that are not, as the schema has them; give their statuses."""
     seen = set()
-    method, is_right = operation.method.upper(), mode == GenerationMode.POSITIVE
+    method, is_right = operation.method.upper(), mode == schemathesis.GenerationMode.POSITIVE
 
     @hypothesis.settings(
         max_examples=num if method == "POST" else max(3, num // 5),
@@ -117,7 +126,7 @@ def fuzz(server, operation, mode, num):
     return seen
 
 
-@pytest.mark.parametrize("num", [25, pytest.param(2000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize("num", [12, pytest.param(500, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_every_request_made_from_the_schema_has_an_answer_or_an_error_of_openai(
     make_server, check_healthy, num
 ):
@@ -125,12 +134,13 @@ def test_every_request_made_from_the_schema_has_an_answer_or_an_error_of_openai(
     with make_server(("tiny-ar", "tiny-mdm"), max_model_len=48, max_n=3) as small:
         schema = schemathesis.openapi.from_dict(small.client.get("/openapi.json").json())
         operations = [found.ok() for found in schema.get_all_operations()]
+        assert {operation.path for operation in operations} == ROUTES
         for operation in operations:
             if operation.path != "/":  # the page
-                statuses = fuzz(small, operation, GenerationMode.POSITIVE, num)
+                statuses = fuzz(small, operation, schemathesis.GenerationMode.POSITIVE, num)
                 assert "/v1/" not in operation.path or operation.method != "post" or {200, 400} <= statuses
             if operation.method == "post":
-                assert fuzz(small, operation, GenerationMode.NEGATIVE, num) <= {400, 415}
+                assert fuzz(small, operation, schemathesis.GenerationMode.NEGATIVE, num) <= {400, 415}
         check_healthy(small)
 
 
@@ -222,8 +232,9 @@ def test_no_field_takes_what_it_cannot_use(healthy, endpoint, name):
 )
 def test_numbers_that_json_does_not_have_are_refused_wherever_they_stand(healthy, literal):
     for place in (
-        '"temperature": %s', '"top_p": %s', '"seed": %s', '"max_tokens": %s', '"nope": %s', '"prompt": [5, %s]',
-        '"logit_bias": {"5": %s}', '"chordal": {"timeout": %s}', '"chordal": {"settings": {"x": [%s]}}',
+        '"temperature": %s', '"top_p": %s', '"seed": %s', '"max_tokens": %s', '"nope": %s',
+        '"prompt": [5, %s]', '"logit_bias": {"5": %s}', '"chordal": {"timeout": %s}',
+        '"chordal": {"settings": {"x": [%s]}}',
     ):  # fmt: skip
         response = post(healthy, "/v1/completions", f"{{{place % literal}}}".encode())
         assert response.status_code == 400
@@ -342,8 +353,8 @@ def test_names_inside_a_field_come_back_cut(healthy):
 
 
 _CHARACTERS = [
-    "\x00", "a\x00b", "\x1b[31m", "\ufffe", "\U0010ffff", "e" + "\u0301" * 400, "\u202e" * 50, "<|eos|>", "\ufffd",
-    "\x7f\x80", "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\r\n\u2028", "{{ 7 * 7 }}{% raw %}", "%s %n {0}",
+    "\x00", "a\x00b", "\x1b[31m", "\ufffe", "\U0010ffff", "e" + "\u0301" * 400, "\u202e" * 50, "<|eos|>",
+    "\ufffd", "\x7f\x80", "\U0001f468\u200d\U0001f469", "a\r\n\u2028", "{{ 7 * 7 }}{% raw %}", "%s %n {0}",
 ]  # fmt: skip
 
 
