@@ -5,14 +5,18 @@ import copy
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import chordal
 from chordal.decoders.autoregressive import Autoregressive
 from chordal.decoders.prompt_lookup import PromptLookup, PromptLookupConfig
 from chordal.engine import Engine
 from chordal.errors import InputError, PromptError, UnknownNameError
+from chordal.forward import Causal, Forward, Logits
 from chordal.generation import Model
 from chordal.models.family import Family
+from chordal.models.language_model import LanguageModel
+from chordal.testing.tiny import Alphabet
 
 WINDOW = 256
 QUESTION = [{"role": "user", "content": "sort: Cleo Ana Ben"}]
@@ -610,3 +614,39 @@ def test_stop_token_ids_end_a_text_besides_the_models_own(model):
 )
 def test_what_a_request_cannot_adjust_is_refused(model, settings, message):
     assert refusal(InputError, model.generate, "copy: Ana", **settings).startswith(message)
+
+
+def learned_positions(window, seed):
+    torch.manual_seed(seed)
+    config = transformers.GPT2Config(
+        vocab_size=32,
+        n_embd=32,
+        n_layer=1,
+        n_head=2,
+        n_positions=window,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    model = transformers.GPT2LMHeadModel(config).double()
+    return LanguageModel(model, Family(kind="causal"), Alphabet(), name=f"gpt2-{window}")
+
+
+def test_a_draft_model_whose_positions_end_before_the_text_is_refused_before_anything_runs():
+    model = Model(Engine({"target": learned_positions(64, 0), "draft": learned_positions(24, 1)}))
+    fits, plain = (
+        model.generate([[3, 4, 5]], decoder=decoder, max_new_tokens=21)
+        for decoder in ("draft_model", "autoregressive")
+    )
+    assert fits[0].error is None
+    assert fits[0].tokens == plain[0].tokens
+    message = refusal(PromptError, model.generate, [[3, 4, 5]], decoder="draft_model", max_new_tokens=22)
+    assert message.startswith("prompt and new tokens must fit the 24 positions of gpt2-24, the draft model")
+    [free] = model.generate([[3, 4, 5]], max_new_tokens=22)
+    assert free.error is None
+
+
+def test_a_position_beyond_the_table_of_a_model_is_an_error_and_no_read_outside_of_it():
+    model = learned_positions(8, 0)
+    at = np.array([8])
+    with pytest.raises(InputError, match="gpt2-8 has 8 positions; got 8"):
+        model.run([(0, Forward(np.array([1]), at, Causal(), Logits(np.array([0])), slots=at))])

@@ -308,7 +308,16 @@ class Model:
         Raises:
             InputError: The prompt or a setting cannot be used.
         """
-        return Job(self, prompt, self.decoder(request), self.sequence(prompt, request, listeners))
+        decoder, seq = self.decoder(request), self.sequence(prompt, request, listeners)
+        for name in decoder.needs_models:
+            other = self.engine.models[name]
+            if (limit := getattr(other, "num_positions", None)) is not None and seq.limit > limit:
+                raise PromptError(
+                    f"prompt and new tokens must fit the {limit} positions of {other.name}, the {name} model; "
+                    f"got {seq.num_prompt} and {seq.limit - seq.num_prompt}. Shorten them, or use a decoder "
+                    f"that does not ask it."
+                )
+        return Job(self, prompt, decoder, seq)
 
     def decoder(self, request: Request) -> Decoder:
         """Make the decoder of a request and check that it fits the model and the law."""

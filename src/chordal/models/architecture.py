@@ -35,6 +35,7 @@ class Architecture:
         device: Where its inputs go; its layers may be on others.
         num_layers: Layers with a cache.
         window: Most tokens of a sequence.
+        num_positions: Positions there are embeddings for; None where they are computed.
         vocab_size: Logits of a position.
         reach: Kinds of attention layers, with how many positions one sees at most (None: all).
         has_mask_per_kind: Whether the backbone takes a mask for each kind of layer.
@@ -46,6 +47,7 @@ class Architecture:
     device: torch.device
     num_layers: int
     window: int
+    num_positions: int | None
     vocab_size: int
     reach: dict[LayerKind, int | None]
     has_mask_per_kind: bool
@@ -67,6 +69,7 @@ class Architecture:
             device=device,
             num_layers=config.num_hidden_layers,
             window=window_of(config),
+            num_positions=_num_positions(backbone, window_of(config)),
             vocab_size=config.vocab_size,
             reach=reach,
             has_mask_per_kind=len(reach) > 1,
@@ -88,6 +91,14 @@ def window_of(config: Any) -> int:
         if isinstance(size := getattr(config, name, None), int):
             return size
     raise CheckpointError(f"config.json: none of {', '.join(_WINDOW_NAMES)} says how long a text may be.")
+
+
+def _num_positions(backbone: Any, window: int) -> int | None:
+    """Give how many positions a table of the backbone has, None if it has no such table."""
+    names = [name for name, part in backbone.named_modules() if isinstance(part, torch.nn.Embedding)]
+    # By name, for token types and the like have tables too. What begins with rows for padding has more
+    # rows than the window has positions.
+    return window if any(name.endswith("wpe") or "position" in name for name in names) else None
 
 
 def num_experts_of(config: Any) -> int | None:

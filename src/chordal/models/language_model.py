@@ -109,6 +109,7 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.name = name
         self.window = self.architecture.window
+        self.num_positions = self.architecture.num_positions
         self.vocab_size = self.architecture.vocab_size
         self.device = self.architecture.device
         self.dtype: torch.dtype = model.dtype
@@ -129,7 +130,8 @@ class LanguageModel:
         one view of the cache.
 
         Raises:
-            InputError: A request needs more slots than the cache can have, or feeds what is no token.
+            InputError: A request needs more slots than the cache can have, or feeds what is no token or
+                stands where the model has no position.
         """
         batch = self._place(requests)
         if batch.blends and not self._takes_embeds:
@@ -142,6 +144,8 @@ class LanguageModel:
         if packed_5BT[0].min() < 0 or packed_5BT[0].max() >= self._num_embeddings:
             low, high = packed_5BT[0].min(), packed_5BT[0].max()
             raise InputError(f"{self.name} has tokens 0 to {self._num_embeddings - 1}; got {low} to {high}.")
+        if self.num_positions is not None and packed_5BT[1].max() >= self.num_positions:
+            raise InputError(f"{self.name} has {self.num_positions} positions; got {packed_5BT[1].max()}.")
         seen = [p.visible.seen.shape[1] for p in batch.placed if p.visible.seen is not None]
         span = max(int(packed_5BT[2].max()) + 1, int(packed_5BT[4].max()), *seen)
         if span > self.cache.max_slots:
