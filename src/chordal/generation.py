@@ -313,9 +313,9 @@ class Model:
             other = self.engine.models[name]
             if (limit := getattr(other, "num_positions", None)) is not None and seq.limit > limit:
                 raise PromptError(
-                    f"prompt and new tokens must fit the {limit} positions of {other.name}, the {name} model; "
-                    f"got {seq.num_prompt} and {seq.limit - seq.num_prompt}. Shorten them, or use a decoder "
-                    f"that does not ask it."
+                    f"prompt and new tokens must fit the {limit} positions of {other.name}, the {name} "
+                    f"model; got {seq.num_prompt} and {seq.limit - seq.num_prompt}. Shorten them, or use a "
+                    f"decoder that does not ask it."
                 )
         return Job(self, prompt, decoder, seq)
 
