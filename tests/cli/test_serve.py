@@ -178,7 +178,8 @@ def test_a_default_decoder_that_no_model_can_use_ends_the_loading(run, served, a
         load()
 
 
-def test_a_default_decoder_need_not_fit_every_model(run, served, capsys):
+def test_a_default_decoder_need_not_fit_every_model(run, served, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("CHORDAL_STATE", str(tmp_path))  # where nothing was measured
     run("serve", "tiny-ar", "tiny-mdm", "--decoder", "threshold")
     [(load, _)] = served
     assert list(load()) == ["tiny-ar", "tiny-mdm"]

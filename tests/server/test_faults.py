@@ -467,10 +467,15 @@ def test_deadlines_in_the_queue_and_beyond_end_their_requests_alone(make_server,
         late = {**LONG, "chordal": {"timeout": 0.05}}
         responses = gather(small, [*mine.bodies, *[late] * 6, {**late, "stream": True}])
         mine.check(responses[:6])
-        for response in responses[6:]:
+        for response in responses[6:-1]:
             assert tokens_of(response) is None
             assert response.status_code == 504
             assert response.json()["error"]["code"] == "timeout"
+        # A stream that has begun ends with the error as an event.
+        streamed = responses[-1]
+        assert streamed.status_code in (200, 504)
+        assert '"code":"timeout"' in streamed.text.replace('": "', '":"')
+        assert "[DONE]" not in streamed.text
         check_healthy(small)
 
 
