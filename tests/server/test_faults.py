@@ -24,7 +24,7 @@ import torch
 import chordal
 from chordal.generation import Job
 from chordal.sequence import Sequence
-from chordal.server.worker import Ticket
+from chordal.server.mailbox import Ticket
 
 PROMPT = "reverse: Ana Ben Cleo Dan"
 LONG = {"model": "tiny-ar", "prompt": PROMPT, "max_tokens": 900, "ignore_eos": True}

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from chordal import strict_json
-from chordal.server.worker import Ticket, Update
+from chordal.server.mailbox import Ticket, Update
 
 logger = logging.getLogger("chordal.server")
 

@@ -15,10 +15,11 @@ from chordal.generation import Generation
 from chordal.likelihood import PromptLogprobs
 from chordal.sequence import Event, TokenLogprob
 from chordal.server.errors import api_error
+from chordal.server.mailbox import Ticket, Update
 from chordal.server.prepare import Prepared
 from chordal.server.schema import ChatRequest, CompletionRequest
 from chordal.server.tokens import Offset, TokenTexts, chat_logprobs, completion_logprobs
-from chordal.server.worker import Ticket, UnavailableError, Update
+from chordal.server.worker import UnavailableError
 
 
 @dataclass

@@ -21,18 +21,16 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-import numpy as np
-
 from chordal.engine import Engine
 from chordal.errors import ChordalError, InputError
-from chordal.forward import Ints
 from chordal.generation import Generation, Job, Model
 from chordal.sequence import Event, Listener, Sequence, TokenLogprob
+from chordal.server.mailbox import Mailbox, Ticket, Update, announce
 from chordal.text import TextStream
 
 State = Literal["loading", "ready", "draining", "dead"]
@@ -69,31 +67,6 @@ class QueueFullError(ChordalError):
         self.retry_after_s = retry_after_s
 
 
-@dataclass(frozen=True)
-class Update:
-    """What is new of one job since its last update.
-
-    Attributes:
-        index: Which job of the ticket.
-        text: Text that became certain.
-        tokens: Tokens that joined the committed prefix, int `[n]`.
-        start: Where the first of them stands, counted from the first new token.
-        logprobs: Of those tokens; empty if they were not asked for.
-        events: What happened to the sequence, if asked for; of guesses nobody took, the last.
-        queue_s: Seconds the job waited for its start.
-        result: With a job's last update, its result.
-    """
-
-    index: int
-    text: str
-    tokens: Ints
-    start: int
-    logprobs: list[TokenLogprob | None] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    queue_s: float = 0.0
-    result: Generation | None = None
-
-
 class Observer(Protocol):
     """Is told what happens, for metrics. Called on the engine thread, `rejected` on the caller's."""
 
@@ -122,119 +95,6 @@ class Observer(Protocol):
         """A tick is over."""
 
 
-class Ticket:
-    """The updates of a request, an async iterator that ends when all of its jobs are done.
-
-    What is not taken is merged, so a slow reader gets fewer and larger updates, and one that never
-    reads holds no more than one update a job. Dropping the ticket cancels what is not done.
-    """
-
-    def __init__(self, worker: Worker, mailbox: _Mailbox) -> None:
-        self._worker, self._mailbox = worker, mailbox
-
-    def __aiter__(self) -> Ticket:
-        return self
-
-    async def __anext__(self) -> Update:
-        while True:
-            if (update := self._mailbox.take()) is not None:
-                return update
-            if not self._mailbox.num_open:
-                raise StopAsyncIteration
-            await self._mailbox.arrived.wait()
-
-    def cancel(self) -> None:
-        """End what is not done before the next tick; from any thread, and again without effect."""
-        # No lock: `__del__` may run in any thread, amid anything.
-        self._mailbox.is_cancelled = True
-        self._worker._has_cancels = True
-
-    def __del__(self) -> None:
-        self.cancel()
-
-
-@dataclass(eq=False)
-class _News:
-    """What nobody has taken yet of a job."""
-
-    start: int
-    queue_s: float
-    text: list[str] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob | None] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    result: Generation | None = None
-
-    def add_events(self, events: Iterable[Event]) -> None:
-        """Add events; a guess stands in place of the one before."""
-        for event in events:
-            if event.kind == "guess":
-                self.events = [one for one in self.events if one.kind != "guess"]
-            self.events.append(event)
-
-
-class _Mailbox:
-    """Where the engine thread leaves what is new of a request, and an event loop takes it.
-
-    Attributes:
-        loop: The event loop.
-        arrived: Set, in that loop, when there is something to take.
-        num_open: Jobs whose result was not taken yet.
-        is_cancelled: Nobody waits for it any more.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, num_jobs: int) -> None:
-        self.loop = loop
-        self.arrived = asyncio.Event()
-        self.num_open = num_jobs
-        self.is_cancelled = False
-        self._news: dict[int, _News] = {}
-        self._lock = threading.Lock()
-        self._is_called = False  # the loop is, or will be, awake
-
-    def put(self, task: _Task, tokens: Ints, text: str, result: Generation | None) -> bool:
-        """Leave what is new.
-
-        Returns:
-            Whether the loop must be woken for it.
-        """
-        with self._lock:
-            news = self._news.get(task.index)
-            if news is None:
-                news = self._news[task.index] = _News(task.num_given, task.queue_s)
-            if text:
-                news.text.append(text)
-            if len(tokens):
-                news.tokens += tokens.tolist()
-                news.logprobs += task.logprobs(len(tokens))
-            news.add_events(task.events)
-            news.result = result
-            was_called, self._is_called = self._is_called, True
-        return not was_called
-
-    def take(self) -> Update | None:
-        """Take what is new of one job; None if there is nothing. Called in the loop."""
-        with self._lock:
-            if not self._news:
-                self.arrived.clear()
-                self._is_called = False
-                return None
-            index = next(iter(self._news))
-            news = self._news.pop(index)
-        if news.result is not None:
-            self.num_open -= 1
-        return Update(
-            index=index,
-            text="".join(news.text),
-            tokens=np.array(news.tokens, np.int64),
-            start=news.start,
-            logprobs=news.logprobs,
-            events=news.events,
-            queue_s=news.queue_s,
-            result=news.result,
-        )
-
-
 @dataclass(eq=False)
 class _Task:
     """A job in the worker.
@@ -258,7 +118,7 @@ class _Task:
 
     job: Job
     index: int
-    mailbox: _Mailbox
+    mailbox: Mailbox
     submitted: float
     deadline: float
     timeout_s: float | None
@@ -431,7 +291,7 @@ class Worker(threading.Thread):
             QueueFullError: Too many wait.
             InputError: So many never fit together.
         """
-        mailbox = _Mailbox(asyncio.get_running_loop(), len(jobs))
+        mailbox = Mailbox(asyncio.get_running_loop(), len(jobs))
         now = time.monotonic()
         deadline = math.inf if timeout_s is None else now + timeout_s
         tasks = [_Task(job, index, mailbox, now, deadline, timeout_s) for index, job in enumerate(jobs)]
@@ -451,7 +311,7 @@ class Worker(threading.Thread):
             self._admitted += tasks
             self._next_deadline = min(self._next_deadline, deadline)
             self._changed.notify_all()
-        return Ticket(self, mailbox)
+        return Ticket(mailbox, self._note_cancel)
 
     def drain(self) -> None:
         """Take nothing new; what was submitted goes on."""
@@ -539,6 +399,9 @@ class Worker(threading.Thread):
 
         return listen
 
+    def _note_cancel(self) -> None:
+        self._has_cancels = True
+
     def _has_tasks(self) -> bool:
         return any(lane.waiting or lane.running for lane in self._lanes.values())
 
@@ -618,7 +481,7 @@ class Worker(threading.Thread):
     def _deliver(self) -> None:
         """Leave what is new in the mailboxes and wake their loops, each once."""
         now = time.monotonic()
-        called: dict[asyncio.AbstractEventLoop, list[_Mailbox]] = {}
+        called: dict[asyncio.AbstractEventLoop, list[Mailbox]] = {}
         for lane in self._lanes.values():
             for task in lane.running:
                 if self._update(task, now):
@@ -668,16 +531,26 @@ class Worker(threading.Thread):
                     seq.listeners.remove(listener)  # it holds the job, which holds the sequence
             # Whoever has the answer finds it counted.
             self._observer.tell("finished", task.job, result, now - task.submitted)
-        must_call = task.mailbox.put(task, tokens, text, result)
+        update = Update(
+            index=task.index,
+            text=text,
+            tokens=tokens,
+            start=task.num_given,
+            logprobs=task.logprobs(len(tokens)),
+            events=list(task.events),
+            queue_s=task.queue_s,
+            result=result,
+        )
+        must_call = task.mailbox.put(update)
         task.is_answered = result is not None
         task.num_given += len(tokens)
         task.events.clear()
         return must_call
 
-    def _call(self, called: Mapping[asyncio.AbstractEventLoop, list[_Mailbox]]) -> None:
+    def _call(self, called: Mapping[asyncio.AbstractEventLoop, list[Mailbox]]) -> None:
         for loop, mailboxes in called.items():
             try:
-                loop.call_soon_threadsafe(_arrive, mailboxes)
+                loop.call_soon_threadsafe(announce, mailboxes)
             except RuntimeError:  # the loop is closed: nobody is left to read
                 for mailbox in mailboxes:
                     mailbox.is_cancelled = True
@@ -728,11 +601,6 @@ class Worker(threading.Thread):
             if started is not None and time.monotonic() - started > self._watchdog_s:
                 self._on_hang()
                 return
-
-
-def _arrive(mailboxes: list[_Mailbox]) -> None:
-    for mailbox in mailboxes:
-        mailbox.arrived.set()
 
 
 def _room(model: Model) -> int:
