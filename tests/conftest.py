@@ -338,3 +338,47 @@ def openai_server(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with FakeServer() as server:
         yield server
+
+
+@pytest.fixture
+def harness_tasks(tmp_path, monkeypatch):
+    """Give lm-evaluation-harness two tasks over one local file: generate an answer, choose one of three."""
+
+    def write_tasks(prompts):
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+        rows = [
+            {"prompt": prompt, "answer": answer, "choices": [answer, "Zoe", "7"]}
+            for prompt, answer in prompts.items()
+        ]
+        (tmp_path / "lists.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        both = {
+            "dataset_path": "json",
+            "dataset_kwargs": {
+                "data_files": {"test": str(tmp_path / "lists.jsonl")},
+                "cache_dir": str(tmp_path / "cache"),
+            },
+            "test_split": "test",
+            "doc_to_text": "{{prompt}}",
+        }
+        write = {
+            "task": "lists_write",
+            "output_type": "generate_until",
+            "doc_to_target": "{{answer}}",
+            "generation_kwargs": {"until": ["\n"], "max_gen_toks": 24},
+            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        }
+        choose = {
+            "task": "lists_choose",
+            "output_type": "multiple_choice",
+            "doc_to_target": 0,
+            "doc_to_choice": "{{choices}}",
+            "target_delimiter": "",
+            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        }
+        (tmp_path / "tasks").mkdir()
+        for task in (write, choose):
+            (tmp_path / "tasks" / f"{task['task']}.yaml").write_text(json.dumps({**both, **task}))
+        return tmp_path / "tasks"
+
+    return write_tasks
