@@ -186,3 +186,23 @@ def test_drafts_of_one_pass_stand_beside_texts_sampled_alone(monkeypatch, tmp_pa
     assert [row[3] for row in (greedy, plain, informed)] == ["1.0", "2.0", "2.0"]
     assert float(greedy[1]) <= float(greedy[2]) <= float(informed[2])
     assert capsys.readouterr().out.splitlines()[2].startswith("| greedy | ")
+
+
+def test_shared_prefixes_are_tabled_and_stored(script, tmp_path, capsys):
+    stored = tmp_path / "prefix.json"
+    script("prefix").main(["--repeats", "1", "--json", str(stored)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith("| `prefix_cache_mib=0` | 7,008 | ")
+    assert lines[3].startswith("| in groups | 1,056 | ")
+    assert json.loads(stored.read_text())["shared"]["as they come"][0]["positions_fed"] == 1056
+
+
+def test_servers_are_started_asked_and_tabled(script, tmp_path, capsys):
+    stored = tmp_path / "serving.json"
+    asked = ["--systems", "2", "--concurrency", "1,2", "--requests", "2,4", "--repeats", "1"]
+    script("serving").main([*asked, "--tasks", "copy", "--json", str(stored)])
+    _, _, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split(" | ")[:2] for row in rows] == [["| chordal serve", "1"], ["| chordal serve", "2"]]
+    [[[one, two]]] = json.loads(stored.read_text())["rounds"]
+    assert (one["num_ok"], two["num_ok"]) == (2, 4)
+    assert two["quality"]["num_right"] == 4
