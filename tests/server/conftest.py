@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 
 import chordal
+from chordal.decoders.autoregressive import Autoregressive
 from chordal.server.app import create_app
 from chordal.server.metrics import Metrics
 from chordal.server.security import secure
@@ -49,10 +50,10 @@ class Server:
         assert response.status_code == 200, response.text
         return response.json()
 
-    def wait_idle(self, seconds=20):
+    def wait_idle(self):
         """Wait until nothing runs; fail if something still does."""
-        end = time.monotonic() + seconds
-        while self.worker.num_running or self.worker.num_waiting:
+        end = time.monotonic() + 20
+        while self.worker.num_unfinished:
             assert time.monotonic() < end, "something still runs"
             time.sleep(0.01)
 
@@ -189,3 +190,20 @@ def make_server():
             yield running
 
     return make
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Make plain decoding so slow that what is not ended runs for minutes."""
+    plain = Autoregressive.decode
+
+    def decode(self, seq):
+        steps, reading = plain(self, seq), None
+        while True:
+            time.sleep(0.05)
+            try:
+                reading = yield steps.send(reading)
+            except StopIteration:
+                return
+
+    monkeypatch.setattr(Autoregressive, "decode", decode)

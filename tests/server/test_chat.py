@@ -164,7 +164,7 @@ def test_prompt_that_is_too_long_is_refused_with_both_numbers(server, models):
     assert str(window) in error["message"]
 
 
-def test_request_that_takes_too_long_is_a_timeout(server):
+def test_request_that_takes_too_long_is_a_timeout(server, slow):
     error = refusal(server, status=504, max_tokens=1000, ignore_eos=True, chordal={"timeout": 0.05})
     assert error["code"] == "timeout"
     server.wait_idle()

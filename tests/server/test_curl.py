@@ -122,7 +122,7 @@ def test_large_body_is_answered_whether_it_was_asked_for_or_not(curl, tmp_path, 
     assert json.loads(answer)["error"]["type"] == "invalid_request_error"
 
 
-def test_interrupted_stream_ends_its_work(server):
+def test_interrupted_stream_ends_its_work(server, slow):
     body = ASK | {"stream": True, "max_tokens": 900, "ignore_eos": True, "n": 4}
     command = ["curl", "-q", "-sSN", "--noproxy", "*", "-H", JSON, "-d", json.dumps(body)]
     with subprocess.Popen(

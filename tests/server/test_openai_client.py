@@ -113,23 +113,6 @@ def spare():
     return chordal.load("tiny-ar")
 
 
-@pytest.fixture
-def slow(monkeypatch):
-    """Make plain decoding so slow that what is not ended runs for minutes."""
-    plain = Autoregressive.decode
-
-    def decode(self, seq):
-        steps, reading = plain(self, seq), None
-        while True:
-            time.sleep(0.05)
-            try:
-                reading = yield steps.send(reading)
-            except StopIteration:
-                return
-
-    monkeypatch.setattr(Autoregressive, "decode", decode)
-
-
 LONG = {"model": "tiny-ar", "prompt": ASK, "max_tokens": 1000, **WRITES_ON}
 
 

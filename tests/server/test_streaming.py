@@ -70,10 +70,14 @@ def send(server, body):
     return link
 
 
-def wait_running(server, seconds=20):
-    end = time.monotonic() + seconds
-    while not server.worker.num_running:
-        assert time.monotonic() < end, "nothing began"
+def wait_running(server):
+    until(lambda: server.worker.num_running, "nothing began")
+
+
+def until(condition, otherwise):
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, otherwise
         time.sleep(0.005)
 
 
@@ -268,64 +272,49 @@ def test_error_before_the_first_chunk_has_its_own_status(server, monkeypatch):
     assert (response.status_code, response.json()["error"]["message"]) == (400, "num_draft must be small.")
 
 
-def test_timeout_of_a_stream_is_an_error_event(server):
+def test_timeout_of_a_stream_is_an_error_event(server, slow):
     *chunks, last = complete(server, max_tokens=900, ignore_eos=True, chordal={"timeout": 1.5})
     assert last["error"]["code"] == "timeout"
     assert DONE not in chunks
     server.wait_idle()
 
 
-def test_client_that_closes_a_stream_ends_its_work(server):
-    link = open_stream(server)
-    assert server.worker.num_running == 1
-    link.close()
-    server.wait_idle(5)
+def test_client_that_closes_a_stream_ends_its_work(server, slow):
+    with open_stream(server):
+        assert server.worker.num_running == 1
+    server.wait_idle()
 
 
-def test_client_that_resets_the_connection_ends_its_work(server):
-    link = open_stream(server, n=4, temperature=1)
-    link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    link.close()
-    server.wait_idle(5)
+def test_client_that_resets_the_connection_ends_its_work(server, slow):
+    with open_stream(server, n=4, temperature=1) as link:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    server.wait_idle()
 
 
-def test_client_that_closes_its_half_ends_its_work(server):
-    link = open_stream(server)
-    link.shutdown(socket.SHUT_WR)
-    server.wait_idle(5)
-    link.close()
+def test_client_that_closes_its_half_ends_its_work(server, slow):
+    with open_stream(server) as link:
+        link.shutdown(socket.SHUT_WR)
+        server.wait_idle()
 
 
-def test_client_that_leaves_before_a_whole_answer_ends_its_work(server):
-    link = send(server, {"model": "tiny-ar", "prompt": ASK, "max_tokens": 900, "ignore_eos": True})
-    wait_running(server)
-    link.close()
-    server.wait_idle(5)
+def test_client_that_leaves_before_a_whole_answer_ends_its_work(server, slow):
+    with send(server, {"model": "tiny-ar", "prompt": ASK, "max_tokens": 900, "ignore_eos": True}):
+        wait_running(server)
+    server.wait_idle()
 
 
-def test_client_that_leaves_while_it_waits_in_the_queue_is_forgotten(make_server):
+def test_client_that_leaves_while_it_waits_in_the_queue_is_forgotten(make_server, slow):
     with make_server(max_num_seqs=1) as small:
-        first = open_stream(small)
-        second = send(small, {"prompt": ASK, "max_tokens": 900, "ignore_eos": True})
-        end = time.monotonic() + 10
-        while not small.worker.num_waiting and time.monotonic() < end:
-            time.sleep(0.005)
-        second.close()
-        end = time.monotonic() + 5
-        while small.worker.num_waiting:
-            assert time.monotonic() < end, "it still waits"
-            time.sleep(0.005)
-        assert small.worker.num_running == 1
-        first.close()
-        small.wait_idle(5)
+        with open_stream(small):
+            with send(small, {"prompt": ASK, "max_tokens": 900, "ignore_eos": True}):
+                until(lambda: small.worker.num_waiting, "nothing waits")
+            until(lambda: not small.worker.num_waiting, "it still waits")
+            assert small.worker.num_running == 1
+        small.wait_idle()
 
 
 def test_client_that_never_reads_is_given_up(server, monkeypatch):
     monkeypatch.setattr(connection, "STALL_S", 0.3)
-    link = socket.socket()
-    link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-    link.settimeout(20)
-    link.connect(("127.0.0.1", server.port))
     body = {
         "model": "tiny-ar",
         "prompt": [ASK] * 16,
@@ -336,39 +325,47 @@ def test_client_that_never_reads_is_given_up(server, monkeypatch):
         "chordal": {"events": True},
     }
     raw = json.dumps(body).encode()
-    link.sendall(
-        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        + f"Content-Length: {len(raw)}\r\n\r\n".encode()
-        + raw
-    )
-    wait_running(server)
-    server.wait_idle(60)
-    link.close()
+    before = num_cancelled(server)
+    with socket.socket() as link:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        link.settimeout(20)
+        link.connect(("127.0.0.1", server.port))
+        link.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            + f"Content-Length: {len(raw)}\r\n\r\n".encode()
+            + raw
+        )
+        until(lambda: num_cancelled(server) == before + 16, "it is not given up")
     assert server.chat(ASK)["choices"][0]["message"]["content"] == "Dan Cleo Ben Ana"
+
+
+def num_cancelled(server):
+    """Count the requests of tiny-ar that ended because nobody waits for them."""
+    name = 'chordal:request_success_total{finished_reason="cancelled",model_name="tiny-ar"} '
+    [line] = [line for line in server.client.get("/metrics").text.splitlines() if line.startswith(name)]
+    return float(line.removeprefix(name))
 
 
 def test_clients_that_leave_at_any_moment_disturb_nobody(server):
     """Connections that are cut at many different moments, beside answers that must be right."""
     for cut in range(12):
-        link = send(server, {"model": "tiny-ar", "prompt": ASK, "max_tokens": 200, "stream": bool(cut % 2)})
-        time.sleep(cut * 0.01)
-        link.close()
+        with send(server, {"model": "tiny-ar", "prompt": ASK, "max_tokens": 200, "stream": bool(cut % 2)}):
+            time.sleep(cut * 0.01)
         if cut % 4 == 0:
             assert server.chat(ASK)["choices"][0]["message"]["content"] == "Dan Cleo Ben Ana"
-    server.wait_idle(10)
+    server.wait_idle()
 
 
-def test_queue_that_is_full_says_so_at_once(make_server):
+def test_queue_that_is_full_says_so_at_once(make_server, slow):
     with make_server(max_num_seqs=1, max_queue=0) as small:
-        link = open_stream(small)
-        response = small.post("/v1/completions", {"prompt": ASK})
-        assert response.status_code == 429
-        assert int(response.headers["retry-after"]) >= 1
-        assert response.json()["error"]["code"] == "queue_full"
-        too_many = small.post("/v1/completions", {"prompt": ASK, "n": 2})
-        assert too_many.status_code == 400
-        link.close()
-        small.wait_idle(5)
+        with open_stream(small):
+            response = small.post("/v1/completions", {"prompt": ASK})
+            assert response.status_code == 429
+            assert int(response.headers["retry-after"]) >= 1
+            assert response.json()["error"]["code"] == "queue_full"
+            too_many = small.post("/v1/completions", {"prompt": ASK, "n": 2})
+            assert too_many.status_code == 400
+        small.wait_idle()
         assert small.post("/v1/completions", {"prompt": ASK}).status_code == 200
 
 

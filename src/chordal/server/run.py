@@ -246,7 +246,7 @@ class _Session:
         greeting.cancel()
         ending.cancel()
         if not serving.done():
-            if (num := self._worker.num_running + self._worker.num_waiting) and self._worker.state != "dead":
+            if (num := self._worker.num_unfinished) and self._worker.state != "dead":
                 _log.info("ending: %d texts have %g s to finish", num, self._settings.shutdown_timeout_s)
             await asyncio.to_thread(self._worker.stop, self._settings.shutdown_timeout_s)
             await self._flush(server)

@@ -252,12 +252,20 @@ class Worker(threading.Thread):
     @property
     def num_running(self) -> int:
         """How many sequences are being decoded."""
-        return sum(len(lane.running) for lane in self._lanes.values())
+        with self._changed:
+            return sum(len(lane.running) for lane in self._lanes.values())
 
     @property
     def num_waiting(self) -> int:
         """How many sequences wait for their first tick."""
-        return sum(len(lane.waiting) for lane in self._lanes.values())
+        with self._changed:
+            return sum(len(lane.waiting) for lane in self._lanes.values())
+
+    @property
+    def num_unfinished(self) -> int:
+        """How many sequences run or wait; the sum of the two above may miss one that starts in between."""
+        with self._changed:
+            return self.num_running + self.num_waiting
 
     def check_room(self, model: Model, num: int = 1) -> None:
         """Check that so many jobs for a model would be taken now; costs nothing, from any thread.
@@ -451,7 +459,7 @@ class Worker(threading.Thread):
         self._observer.tell("ticked", self.num_running, self.num_waiting)
 
     def _start(self) -> None:
-        """Hand jobs to engines that have room; those that ended while they waited pass through."""
+        """Hand jobs to engines that have room."""
         started: list[_Task] = []
         with self._changed:
             # Together with the queue: nobody may be told of a start before its admission.
@@ -460,11 +468,13 @@ class Worker(threading.Thread):
                 room = lane.limit - sum(not task.job.seq.done for task in lane.running)
                 waiting, lane.waiting = lane.waiting, deque()
                 for task in waiting:
-                    is_next = not task.job.seq.done and room > 0
-                    if is_next:
-                        started.append(task)
-                        room -= 1
-                    (lane.running if is_next or task.job.seq.done else lane.waiting).append(task)
+                    # What ended while it waited stays until its end is delivered.
+                    if task.job.seq.done or not room:
+                        lane.waiting.append(task)
+                        continue
+                    lane.running.append(task)
+                    started.append(task)
+                    room -= 1
         now = time.monotonic()
         for task in admitted:
             self._observer.tell("admitted", task.job)
@@ -483,12 +493,15 @@ class Worker(threading.Thread):
         now = time.monotonic()
         called: dict[asyncio.AbstractEventLoop, list[Mailbox]] = {}
         for lane in self._lanes.values():
-            for task in lane.running:
+            with self._changed:
+                tasks = [*lane.running, *(task for task in lane.waiting if task.job.seq.done)]
+            for task in tasks:
                 if self._update(task, now):
                     called.setdefault(task.mailbox.loop, []).append(task.mailbox)
             with self._changed:
-                done = [task for task in lane.running if task.job.seq.done]
+                done = [task for task in tasks if task.job.seq.done]
                 lane.running = [task for task in lane.running if not task.job.seq.done]
+                lane.waiting = deque(task for task in lane.waiting if not task.job.seq.done)
                 self._finish_times.extend(now for task in done if task.job.seq.finish_reason != "cancelled")
                 if done:
                     self._next_deadline = self._earliest_deadline()
