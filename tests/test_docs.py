@@ -15,7 +15,8 @@ import chordal
 from chordal import forward
 from chordal.cli import main
 from chordal.cli.options import parse_settings
-from chordal.registry import decoder_class, decoder_names, make_config
+from chordal.fields import make_config
+from chordal.registry import decoder_class, decoder_names
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -13,7 +13,7 @@ from chordal.decoders.prompt_lookup import PromptLookup, PromptLookupConfig
 from chordal.engine import Engine
 from chordal.errors import InputError, PromptError, UnknownNameError
 from chordal.forward import Causal, Forward, Logits
-from chordal.generation import Model
+from chordal.generation import Model, Request
 from chordal.models.family import Family
 from chordal.models.language_model import LanguageModel
 from chordal.testing.tiny import Alphabet
@@ -126,11 +126,16 @@ def test_a_list_may_hold_prompts_of_every_form(model):
         ([[]], "the prompt must not be empty."),
         ([[3, 5000]], "token ids must be from 0 to {last}; got 3 to 5000."),
         ([[-1, 3]], "token ids must be from 0 to {last}; got -1 to 3."),
-        ([["copy:", "Ana"]], "a prompt must be text, token ids or chat messages."),
-        ([[1.5, 2]], "a prompt must be text, token ids or chat messages."),
-        ([[2**70]], "a prompt must be text, token ids or chat messages."),
-        ([[[1, 2], [3]]], "a prompt must be text, token ids or chat messages."),
-        ([[[1, 2], [3, 4]]], "a prompt must be text, token ids or chat messages."),
+        ([["copy:", "Ana"]], "a prompt must be text, token ids or chat messages; got ['copy:', 'Ana']."),
+        ([[1.5, 2]], "a prompt must be text, token ids or chat messages; got [1.5, 2]."),
+        ([[2**70]], "a prompt must be text, token ids or chat messages; got [1180591620717411303424]."),
+        ([[[1, 2], [3]]], "a prompt must be text, token ids or chat messages; got [[1, 2], [3]]."),
+        ([[[1, 2], [3, 4]]], "a prompt must be text, token ids or chat messages; got [[1, 2], [3, 4]]."),
+        (5, "a prompt must be text, token ids or chat messages; got 5."),
+        (None, "a prompt must be text, token ids or chat messages; got None."),
+        (["copy: Ana", 5], "a prompt must be text, token ids or chat messages; got 5."),
+        (b"copy: Ana", "a prompt must be text, token ids or chat messages; got b'copy: Ana'."),
+        ({}, "a prompt must be text, token ids or chat messages; got {{}}."),
         ("Ana \ud83c Ben", "the prompt must be Unicode text; it holds a surrogate."),
     ],
 )
@@ -151,6 +156,32 @@ def test_the_mask_token_in_a_prompt_is_refused(make, tokenizer):
     assert refusal(PromptError, model.generate, [[5, mask, 6]]) == message
     assert refusal(PromptError, model.generate, f"copy: {tokenizer.mask_token}") == message
     assert make().generate([5, mask, 6], max_new_tokens=1)[0].error is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "must"),
+    [
+        ("decoder", 5, "text, a Decoder or none"),
+        ("config", 3, "a mapping from texts to values or none"),
+        ("max_new_tokens", "5", "a whole number or none"),
+        ("max_new_tokens", 2.0, "a whole number or none"),
+        ("max_new_tokens", True, "a whole number or none"),
+        ("temperature", "hot", "a number"),
+        ("top_p", None, "a number"),
+        ("seed", 1.5, "a whole number"),
+        ("logit_bias", [1], "a mapping from whole numbers to numbers or none"),
+        ("constraint", "json", "a Constraint or none"),
+        ("stop_strings", [1], "text or a list of texts"),
+        ("stop_token_ids", 3, "a list of whole numbers"),
+        ("logprobs", "all", "a whole number or none"),
+        ("cache_salt", 4, "text"),
+        ("chat", "yes", "true, false or none"),
+    ],
+)
+def test_a_value_of_the_wrong_type_says_what_must_be_given(model, name, value, must):
+    said = f"{name} must be {must}; got {value!r}."
+    assert refusal(InputError, model.generate, "copy: Ana", **{name: value}) == said
+    assert refusal(InputError, Request, **{name: value}) == said
 
 
 # The window.
@@ -178,7 +209,7 @@ def test_one_token_more_than_the_window_is_refused(model):
     ("num_prompt", "length"), [(10, 64), (WINDOW - 64, 64), (WINDOW - 63, 63), (WINDOW - 1, 1)]
 )
 def test_without_a_length_there_are_64_new_tokens_or_what_the_window_leaves(model, num_prompt, length):
-    assert model.sequence([5] * num_prompt, chordal.Request()).stop.max_new_tokens == length
+    assert model.sequence([5] * num_prompt, Request()).stop.max_new_tokens == length
 
 
 # Settings.

@@ -3,18 +3,17 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
 from chordal.decoders.autoregressive import Autoregressive
 from chordal.decoders.decoder import Decoder
 from chordal.errors import InputError, UnknownNameError
+from chordal.fields import make_config
 from chordal.registry import (
     decoder_class,
     decoder_names,
     list_decoders,
-    make_config,
     make_decoder,
 )
 
@@ -33,19 +32,6 @@ class Toy(Autoregressive):
     name = "{name}"
     Config = ToyConfig
 """
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EveryKind:
-    whole: int = 1
-    maybe_whole: int | None = None
-    number: float = 0.5
-    maybe_number: float | None = None
-    is_on: bool = False
-    text: str = "a"
-    choice: Literal["first", "last", 3] = "first"
-    maybe_choice: Literal["first", "last"] | None = None
-    mixed: int | float | str = 1
 
 
 @pytest.fixture
@@ -117,64 +103,6 @@ def test_a_ready_decoder_passes_through_but_takes_no_settings():
     assert make_decoder(decoder) is decoder
     with pytest.raises(InputError, match="settings belong to a decoder given by name"):
         make_decoder(decoder, {"num_draft": 5})
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("whole", 7),
-        ("maybe_whole", None),
-        ("maybe_whole", 7),
-        ("number", 0.25),
-        ("number", 2),
-        ("maybe_number", None),
-        ("maybe_number", 3),
-        ("is_on", True),
-        ("text", "b"),
-        ("choice", "last"),
-        ("choice", 3),
-        ("maybe_choice", None),
-        ("maybe_choice", "last"),
-        ("mixed", 2),
-        ("mixed", 2.5),
-        ("mixed", "x"),
-    ],
-)
-def test_a_value_of_the_right_kind_is_taken(name, value):
-    assert getattr(make_config(EveryKind, {name: value}), name) == value
-
-
-@pytest.mark.parametrize("name", ["number", "maybe_number"])
-def test_a_whole_number_given_for_a_number_becomes_one(name):
-    assert type(getattr(make_config(EveryKind, {name: 2}), name)) is float
-    assert type(make_config(EveryKind, {"mixed": 2}).mixed) is int
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "must"),
-    [
-        ("whole", 2.0, "a whole number"),
-        ("whole", "2", "a whole number"),
-        ("whole", True, "a whole number"),
-        ("whole", None, "a whole number"),
-        ("maybe_whole", 1.5, "a whole number or none"),
-        ("number", "1", "a number"),
-        ("number", False, "a number"),
-        ("number", None, "a number"),
-        ("maybe_number", "1", "a number or none"),
-        ("is_on", 1, "true or false"),
-        ("is_on", "true", "true or false"),
-        ("text", 5, "text"),
-        ("choice", "middle", "first, last or 3"),
-        ("choice", None, "first, last or 3"),
-        ("maybe_choice", "middle", "first, last or none"),
-        ("mixed", None, "a whole number, a number or text"),
-    ],
-)
-def test_a_value_of_the_wrong_kind_says_what_must_be_given(name, value, must):
-    with pytest.raises(InputError) as error:
-        make_config(EveryKind, {name: value}, "toy setting")
-    assert str(error.value) == f"toy setting {name} must be {must}; got {value!r}."
 
 
 @pytest.mark.parametrize("name", sorted(BUILT_IN))

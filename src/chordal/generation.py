@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, fields, replace
@@ -13,6 +14,7 @@ import numpy as np
 from chordal.decoders.decoder import Decoder
 from chordal.engine import Engine
 from chordal.errors import InputError, PromptError, UnknownNameError
+from chordal.fields import take_field
 from chordal.forward import Ints
 from chordal.models.language_model import LanguageModel
 from chordal.models.load import load_model
@@ -114,6 +116,9 @@ class Request:
         cache_salt: Requests share cached prefixes of their prompts only with requests of the same salt.
         chat: Put text prompts into the model's chat template; None does so if it has one.
         trace: Keep every event in the result, with confidences.
+
+    Raises:
+        InputError: A value is of the wrong type.
     """
 
     decoder: str | Decoder | None = None
@@ -137,6 +142,11 @@ class Request:
     cache_salt: str = ""
     chat: bool | None = None
     trace: bool = False
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            if (value := getattr(self, one.name)) is not one.default:
+                object.__setattr__(self, one.name, take_field(Request, one.name, value, one.name))
 
     @property
     def law(self) -> Law:
@@ -419,6 +429,8 @@ class Model:
                 prompt = [{"role": "user", "content": prompt}]
             else:
                 prompt = self.tokenizer(prompt)["input_ids"]
+        if isinstance(prompt, bytes) or not (isinstance(prompt, Seq) or getattr(prompt, "ndim", 0)):
+            raise _not_a_prompt(prompt)
         if len(prompt) == 0:
             raise PromptError("the prompt must not be empty.")
         if isinstance(prompt[0], Mapping):
@@ -436,7 +448,7 @@ class Model:
         except ValueError:  # lists of unlike lengths
             tokens = np.empty(0)
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
-            raise PromptError("a prompt must be text, token ids or chat messages.")
+            raise _not_a_prompt(prompt)
         tokens = tokens.astype(np.int64)
         vocab_size = self.engine.target.vocab_size
         if tokens.min() < 0 or tokens.max() >= vocab_size:
@@ -577,6 +589,11 @@ def _group(seqs: Seq[Sequence], unit: int | None) -> list[PrefixGroup] | None:
 
 
 def _as_list(prompts: Any) -> list[Prompt]:
-    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], (int, np.integer, Mapping))):
+    is_many = not isinstance(prompts, (str, bytes, Mapping)) and hasattr(prompts, "__getitem__")
+    if not is_many or (len(prompts) and isinstance(prompts[0], (int, np.integer, Mapping))):
         return [prompts]
     return list(prompts)
+
+
+def _not_a_prompt(given: object) -> PromptError:
+    return PromptError(f"a prompt must be text, token ids or chat messages; got {reprlib.repr(given)}.")

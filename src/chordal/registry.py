@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
-import types
-import typing
 from collections.abc import Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from chordal.errors import InputError, UnknownNameError
+from chordal.fields import make_config
 
 if TYPE_CHECKING:
     from chordal.decoders.decoder import Decoder
@@ -97,26 +95,6 @@ def make_decoder(decoder: str | Decoder, settings: Mapping[str, Any] | None = No
     return cls(make_config(cls.Config, settings or {}, f"{decoder} setting"))
 
 
-def make_config(cls: type[Any], settings: Mapping[str, Any], kind: str = "setting") -> Any:
-    """Make a config dataclass from plain values, checking names and types.
-
-    Args:
-        cls: The dataclass.
-        settings: Values by field name.
-        kind: What a field is called in messages.
-    """
-    hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
-    checked = {}
-    for name, value in settings.items():
-        if name not in names:
-            raise UnknownNameError(kind, name, names)
-        if not _fits(value, hints[name]):
-            raise InputError(f"{kind} {name} must be {_describe(hints[name])}; got {value!r}.")
-        checked[name] = float(value) if _takes_float(hints[name], value) else value
-    return cls(**checked)
-
-
 def list_decoders() -> list[dict[str, Any]]:
     """Describe every decoder: name, family, promise, when it is exact, needs, paper."""
     rows = []
@@ -137,37 +115,3 @@ def list_decoders() -> list[dict[str, Any]]:
 
 def _need(cls: type[Decoder], need: str) -> str:
     return " + ".join([f"{need} MoE" if cls.needs_experts else need, *cls.needs_models])
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    # Which of the two `X | None` is depends on X.
-    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    return typing.get_args(hint) if is_union else (hint,)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    for option in _options(hint):
-        if typing.get_origin(option) is typing.Literal:
-            if value in typing.get_args(option):
-                return True
-        elif option is float:
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                return True
-        elif isinstance(value, option) and not (option is int and isinstance(value, bool)):
-            return True
-    return False
-
-
-def _takes_float(hint: Any, value: Any) -> bool:
-    return type(value) is int and float in _options(hint) and int not in _options(hint)
-
-
-def _describe(hint: Any) -> str:
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
-    parts: list[str] = []
-    for option in _options(hint):
-        if typing.get_origin(option) is typing.Literal:
-            parts += [str(value) for value in typing.get_args(option)]
-        else:
-            parts.append(words.get(option, str(option)))
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"

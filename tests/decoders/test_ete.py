@@ -11,11 +11,12 @@ from chordal.decoders.decoder import Decoder
 from chordal.decoders.ete import ETE, explore_then_exploit
 from chordal.engine import Engine
 from chordal.errors import InputError
+from chordal.fields import make_config
 from chordal.forward import Together
 from chordal.models.family import Family
 from chordal.ops.randomness import uniforms
 from chordal.ops.sampling import Law
-from chordal.registry import make_config, make_decoder
+from chordal.registry import make_decoder
 from chordal.sequence import Sequence, StopRules
 from chordal.testing import (
     TINY_MASK,

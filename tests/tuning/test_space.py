@@ -7,7 +7,8 @@ from typing import Literal
 
 import pytest
 
-from chordal.registry import decoder_class, decoder_names, make_config
+from chordal.fields import make_config
+from chordal.registry import decoder_class, decoder_names
 from chordal.tuning import space
 from chordal.tuning.space import OneOf, Real, Whole, defaults_of, space_of
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ Bools: TypeAlias = npt.NDArray[np.bool_]
 _MAX_BIAS = 1e6
 
 
+@runtime_checkable
 class Constraint(Protocol):
     """Says which tokens may come next; a function of the text alone, so texts may be asked in any order."""
 

@@ -19,13 +19,14 @@ from chordal.decoders.autoregressive import Autoregressive
 from chordal.decoders.decoder import Decoder, Decoding
 from chordal.engine import Engine
 from chordal.errors import DecodingError, InputError, UnknownNameError
+from chordal.fields import make_config
 from chordal.forward import Bools, Causal, Forward, Ints, Logits
 from chordal.generation import Model
 from chordal.models.family import Kind, Need
 from chordal.models.language_model import LanguageModel
 from chordal.models.runner import Runner
 from chordal.ops.sampling import Law
-from chordal.registry import decoder_class, decoder_names, make_config, make_decoder
+from chordal.registry import decoder_class, decoder_names, make_decoder
 from chordal.sequence import Event, Listener, Sequence, StopRules
 from chordal.stats import TARGET
 from chordal.testing.laws import chi_square, sample_joint
