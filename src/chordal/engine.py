@@ -474,7 +474,7 @@ def _run_model(model: Runner, asks: Seq[_Ask]) -> _Passes:
     """
     answers: list[_Answer] = []
     timings: list[tuple[float, set[int]]] = []
-    groups = _group_by_width(asks)
+    groups = [list(asks)] if model.packs else _group_by_width(asks)
     while groups:
         group = groups.pop(0)
         started = time.perf_counter()

@@ -116,6 +116,7 @@ class Waits:
 
     def __init__(self, model, passes, num):
         self.model, self.passes, self.num = model, passes, num
+        self.packs = model.packs
         for name in ("name", "family", "window", "vocab_size", "max_rows", "tokenizer", "device", "dtype"):
             setattr(self, name, getattr(model, name))
         self.move_row, self.free_row = model.move_row, model.free_row

@@ -41,6 +41,7 @@ class Script:
 
     name, window, vocab_size, max_rows, tokenizer = "script", 64, 32, 4, None
     device, dtype = torch.device("cpu"), torch.float32
+    packs = False
 
     def __init__(self, passes, num_loops=8):
         self.family = Family(num_loops=num_loops, vocab_size=32)

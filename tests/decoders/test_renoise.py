@@ -244,6 +244,7 @@ class Scripted:
     """
 
     name, window, max_rows, tokenizer, device, dtype = "scripted", 64, 1, None, None, None
+    packs = False
 
     def __init__(self, logits):
         self.logits, self.vocab_size = logits, logits.shape[2]

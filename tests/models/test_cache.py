@@ -5,6 +5,7 @@ import torch
 
 import chordal.models.cache
 from chordal.models.cache import SlotCache
+from chordal.models.tiles import Tile
 
 HEADS, SIZE, LAYERS = 2, 4, 2
 
@@ -13,11 +14,17 @@ def make_cache(max_rows=8, max_slots=1000):
     return SlotCache(LAYERS, max_rows, max_slots)
 
 
+def aim(cache, slots, *, first_row=0, span=None):
+    """Aim at one tile: slots `[B, T]` from a row on."""
+    span = int(slots.max()) + 1 if span is None else span
+    cache.aim([Tile(first_row, *slots.shape, span=span)], slots.flatten())
+
+
 def write(cache, slots, *, first_row=0, span=None, seed=0):
     """Feed random keys and values to every layer; give what was fed and what attention gets."""
     slots = torch.tensor(slots)
     cache.reserve(first_row + len(slots), int(slots.max()) + 1)
-    cache.aim(first_row, slots, int(slots.max()) + 1 if span is None else span)
+    aim(cache, slots, first_row=first_row, span=span)
     generator = torch.Generator().manual_seed(seed)
     fed, seen = [], []
     for layer in range(LAYERS):
@@ -143,7 +150,7 @@ def test_rows_that_were_never_written_are_moved_and_cleared_like_empty_ones():
 
 def test_transformers_is_told_the_span():
     cache = make_cache(max_slots=50)
-    cache.aim(0, torch.tensor([[3]]), 7)
+    aim(cache, torch.tensor([[3]]), span=7)
     assert cache.get_seq_length() == 7
     assert cache.get_mask_sizes(1, 0) == (7, 0)
     assert cache.slot_layers[0].get_max_length() == 50
@@ -160,10 +167,10 @@ def test_a_forward_pass_that_was_not_aimed_is_a_bug():
 def place(cache, slots, positions, *, first_row=0, span=None):
     """Feed a pass with positions; give those of all slots in its span."""
     slots = torch.tensor(slots)
-    span = int(slots.max()) + 1 if span is None else span
-    cache.reserve(first_row + len(slots), span)
-    cache.aim(first_row, slots, span)
-    return cache.place(torch.tensor(positions))
+    cache.reserve(first_row + len(slots), int(slots.max()) + 1 if span is None else span)
+    aim(cache, slots, first_row=first_row, span=span)
+    [seen] = cache.place(torch.tensor(positions).flatten())
+    return seen
 
 
 def test_positions_are_noted_at_the_slots_of_their_tokens_and_given_for_the_span():
@@ -237,7 +244,7 @@ def test_what_is_read_from_slots_can_be_written_to_those_of_another_row():
 def test_keys_and_values_of_unlike_sizes_are_kept_apart():
     cache = make_cache()
     cache.reserve(1, 4)
-    cache.aim(0, torch.tensor([[0, 1, 2, 3]]), 4)
+    aim(cache, torch.tensor([[0, 1, 2, 3]]))
     for layer in range(LAYERS):
         cache.update(torch.randn(1, HEADS, 4, 6), torch.randn(1, HEADS, 4, 3), layer)
     cache.write(3, cache.read(0, 0, 4), notes_positions=False)

@@ -1,17 +1,20 @@
 """A key-value cache addressed by slot: append, roll back, overwrite and refresh are all "which slots".
 
-Row i belongs to the engine's i-th live sequence. A batch is a view of neighbouring rows, so nothing
-is copied to attend. What a slot holds is only ever reached through a mask, so forgetting is free:
+Row i belongs to the engine's i-th live sequence. A tile of a pass is a view of neighbouring rows, so
+nothing is copied to attend. What a slot holds is only ever reached through a mask, so forgetting is free:
 a rolled-back slot is simply not visible until it is written again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from chordal.models.tiles import Tile
 
 _GROW_SLOTS = 128
 
@@ -33,8 +36,8 @@ class SlotCache(Cache):
         super().__init__(layers=list(self.slot_layers))
         self.max_rows, self.max_slots = max_rows, max_slots
         self.rows_held, self.num_slots = 1, min(_GROW_SLOTS, max_slots)
-        self.first_row, self.num_rows, self.span = 0, 0, 0
-        self.slots_BHTD: Tensor | None = None
+        self.span = 0
+        self.tiles: list[tuple[Tile, Tensor]] = []  # with the slots their tokens are written to, [B, 1, T, 1]
         self._positions_RS: Tensor | None = None
 
     @property
@@ -64,31 +67,34 @@ class SlotCache(Cache):
         # Should memory run out above, layers that have grown are only larger than they need be.
         self.rows_held, self.num_slots = rows, slots
 
-    def aim(self, first_row: int, slots_BT: Tensor, span: int) -> None:
+    def aim(self, tiles: Sequence[Tile], slots_N: Tensor) -> None:
         """Direct the next forward pass.
 
         Args:
-            first_row: Row of the first sequence of the batch.
-            slots_BT: Where each fed token is written.
-            span: Slots that attention looks at, from 0.
+            tiles: Of the pass.
+            slots_N: Where each fed token is written, tile after tile.
         """
-        self.first_row, self.num_rows, self.span = first_row, slots_BT.shape[0], span
-        self.slots_BHTD = slots_BT[:, None, :, None]
+        self.span = max(tile.span for tile in tiles)
+        self.tiles = [(tile, slots_N[tile.tokens].view(tile.num_rows, 1, tile.width, 1)) for tile in tiles]
 
-    def place(self, positions_BT: Tensor) -> Tensor:
+    def place(self, positions_N: Tensor) -> list[Tensor]:
         """Note at which positions the tokens of this pass stand, and give those of all visible slots.
 
         Only models with layers of limited reach need to know; they must place every pass.
 
         Returns:
-            int `[B, span]`; of slots that were never written, anything.
+            For each tile, int `[B, span]`; of slots that were never written, anything.
         """
-        assert self.slots_BHTD is not None, "the cache was not aimed before the forward pass"
         if self._positions_RS is None:
-            self._positions_RS = positions_BT.new_zeros(self.rows_held, self.num_slots + 1)
-        positions_BS = self._positions_RS[self.first_row : self.first_row + self.num_rows]
-        positions_BS.scatter_(1, self.slots_BHTD[:, 0, :, 0], positions_BT)
-        return positions_BS[:, : self.span]
+            self._positions_RS = positions_N.new_zeros(self.rows_held, self.num_slots + 1)
+        assert self.tiles, "the cache was not aimed before the forward pass"
+        placed = []
+        for tile, slots_B1T1 in self.tiles:
+            positions_BS = self._positions_RS[tile.rows]
+            positions_BT = positions_N[tile.tokens].view(tile.num_rows, tile.width)
+            positions_BS.scatter_(1, slots_B1T1[:, 0, :, 0], positions_BT)
+            placed.append(positions_BS[:, : tile.span])
+        return placed
 
     def positions(self, rows: slice, span: int) -> Tensor:
         """Give what `place` noted of the first slots of some rows."""
@@ -162,7 +168,7 @@ class SlotCache(Cache):
             layer.keys, layer.values = layer.keys[:0, :, :0].clone(), layer.values[:0, :, :0].clone()
         if held:
             self.rows_held = self.num_slots = 0
-            self.slots_BHTD = self._positions_RS = None
+            self.tiles, self._positions_RS = [], None
         return bool(held)
 
     @torch.inference_mode()
@@ -200,17 +206,25 @@ class _SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write the fed rows at their slots and return the visible span, as views."""
+        """Write the fed tokens at their slots and return what attention takes, as views.
+
+        Returns:
+            Keys and values: of a pass of one tile its rows up to the span, else all there are.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        cache = self.cache
-        assert cache.slots_BHTD is not None, "the cache was not aimed before the forward pass"
-        rows = slice(cache.first_row, cache.first_row + cache.num_rows)
-        keys, values = self.keys[rows], self.values[rows]
-        slots_BHTD = cache.slots_BHTD.to(keys.device)  # the layers of a model may be on several
-        keys.scatter_(2, slots_BHTD.expand_as(key_states), key_states)
-        values.scatter_(2, slots_BHTD.expand_as(value_states), value_states)
-        return keys[:, :, : cache.span], values[:, :, : cache.span]
+        tiles = self.cache.tiles
+        assert tiles, "the cache was not aimed before the forward pass"
+        is_whole = len(tiles) == 1
+        for tile, slots_B1T1 in tiles:
+            slots_B1T1 = slots_B1T1.to(self.keys.device)  # the layers of a model may be on several
+            for held, fed in ((self.keys, key_states), (self.values, value_states)):
+                fed_BHTD = fed if is_whole else tile.cut(fed)
+                held[tile.rows].scatter_(2, slots_B1T1.expand_as(fed_BHTD), fed_BHTD)
+        if not is_whole:
+            return self.keys, self.values
+        tile = tiles[0][0]
+        return self.keys[tile.rows, :, : tile.span], self.values[tile.rows, :, : tile.span]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.cache.span, 0

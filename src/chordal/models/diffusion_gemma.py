@@ -22,6 +22,7 @@ from chordal.forward import Forward, Logits, Reading, Visible
 from chordal.models.family import Family
 from chordal.models.language_model import Batch, LanguageModel
 from chordal.models.runner import Request
+from chordal.models.tiles import Tile
 
 # Settings of `renoise` by the names of the generation config.
 _SETTINGS = {
@@ -79,6 +80,7 @@ class DiffusionGemma(LanguageModel):
         self, model: Any, family: Family, tokenizer: Any = None, *, name: str = "model", max_rows: int = 64
     ):
         super().__init__(model, family, tokenizer, name=name, max_rows=max_rows)
+        self.packs = False  # its decoder attends to the canvas beside the cache
         self.decoder = model.model.decoder
         self.architecture = dataclasses.replace(
             self.architecture, backbone=model.model.encoder.language_model, has_mask_per_kind=True
@@ -106,7 +108,8 @@ class DiffusionGemma(LanguageModel):
         self._place_backwards(prompt)
         positions = np.arange(len(prompt), len(prompt) + num)
         [reading] = self.run([(0, Forward(canvas, positions, sees, Logits(np.arange(num))))])
-        self.free_row(0, clear=True)
+        for row in range(min(2, self.max_rows)):
+            self.free_row(row, clear=True)
         prompt_1T, canvas_1T = (torch.from_numpy(part)[None].to(self.device) for part in (prompt, canvas))
         return reading.logits, self.model(input_ids=prompt_1T, decoder_input_ids=canvas_1T).logits[0]
 
@@ -126,9 +129,10 @@ class DiffusionGemma(LanguageModel):
         batch = self._place(requests)
         if batch.blends:
             raise InputError(f"{self.name} refines a canvas of tokens; it cannot be fed several as one.")
-        rows = slice(batch.first_row, batch.first_row + batch.num_rows)
-        packed_5BT = batch.packed_5BT
-        span, width = int(packed_5BT[4].max()), packed_5BT.shape[2]
+        [tile] = batch.tiles
+        rows, width = tile.rows, tile.width
+        packed_5BT = batch.cut(batch.packed_5N, tile)
+        span = int(packed_5BT[4].max())
         self.cache.reserve(rows.stop, span)
         placed = [
             dataclasses.replace(p, slots=np.arange(span + p.queries.start, span + p.queries.stop))
@@ -144,11 +148,11 @@ class DiffusionGemma(LanguageModel):
         key_BS = None
         if self._goes_by_position:
             key_BS = torch.cat([self.cache.positions(rows, span), anchor_BT], 1)
-        logits_BTV, is_given_B = self._injected(batch)
+        logits_BTV, is_given_B = self._injected(batch, tile)
         output = self.decoder(
             decoder_input_ids=tokens_BT,
             decoder_position_ids=positions_BT,
-            decoder_attention_mask=self._masks(can_attend_B1TS, anchor_BT, key_BS),
+            decoder_attention_mask=self._form(self._masks_by_kind(can_attend_B1TS, anchor_BT, key_BS)),
             past_key_values=_Prefix([_Held(*layer) for layer in self.cache.held(rows, span)]),
             self_conditioning_logits=logits_BTV,
             self_conditioning_mask=is_given_B,
@@ -156,7 +160,7 @@ class DiffusionGemma(LanguageModel):
         )
         return self._read(batch, output)
 
-    def _injected(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+    def _injected(self, batch: Batch, tile: Tile) -> tuple[Tensor | None, Tensor | None]:
         """Give the logits that rows are conditioned on, and which rows are; None where no row is."""
         given = [p for p in batch.placed if p.forward.inject is not None]
         if not given:
@@ -167,11 +171,11 @@ class DiffusionGemma(LanguageModel):
         rows = {p.row for p in given}
         if any(p.row in rows and p.forward.inject is None for p in batch.placed):
             raise InputError("requests of one row must all be conditioned on logits, or none; got both.")
-        size = batch.num_rows, batch.packed_5BT.shape[2], self.vocab_size
+        size = tile.num_rows, tile.width, self.vocab_size
         logits_BTV = torch.zeros(size, dtype=dtype, device=self.device)
         for p in given:
             logits_BTV[p.row, p.queries] = p.forward.inject
-        is_given_B = torch.tensor([row in rows for row in range(batch.num_rows)], device=self.device)
+        is_given_B = torch.tensor([row in rows for row in range(tile.num_rows)], device=self.device)
         return logits_BTV, is_given_B
 
 

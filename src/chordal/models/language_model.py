@@ -1,6 +1,6 @@
 """A transformers backbone that runs a batch of `Forward` requests in one pass.
 
-This is the only place where a model is called, where requests become padded tensors, and where
+This is the only place where a model is called, where requests become tensors, and where
 readings are reduced on the device and brought to the host in one transfer. Layer kinds that see less
 than the request asks for (sliding windows, chunks) are kept to what they see, by position.
 """
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,22 +28,42 @@ from chordal.models.kernels import speed_up
 from chordal.models.reading import LogitsRead, read_logits
 from chordal.models.routers import Fed, Routers
 from chordal.models.runner import Move, Request
+from chordal.models.tiles import TILE_COST_TOKENS, Tile, attending, can_tile, join_masks, lay_tiles
+
+Array = TypeVar("Array", Ints, Tensor)
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Where one request stands in the batch: row, first query, the slots it writes, what it sees."""
+    """Where one request stands in a pass.
 
+    Attributes:
+        tile: Number of its tile.
+        row: Its row of the tile.
+        at: Its first query of that row.
+        start: Its first token among those of the pass.
+        forward: The request.
+        slots: The slots it writes.
+        visible: What it sees.
+    """
+
+    tile: int
     row: int
     at: int
+    start: int
     forward: Forward
     slots: Ints
     visible: Visible
 
     @property
     def queries(self) -> slice:
-        """Its part of the query axis."""
+        """Its part of the query axis of its row."""
         return slice(self.at, self.at + len(self.slots))
+
+    @property
+    def tokens(self) -> slice:
+        """Its tokens among those of the pass."""
+        return slice(self.start, self.start + len(self.slots))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,29 +71,33 @@ class Batch:
     """Requests that run in one pass; those of one row stand side by side on its query axis.
 
     Attributes:
-        first_row: Row of the cache that the batch begins with.
+        tiles: The rows of the cache that take part.
         placed: Each request.
         used: One past the highest slot that each of their rows has written after this pass.
-        packed_5BT: Tokens, positions, slots (-1 for padding), and first and one past the last visible
-            slot: one host array for one transfer.
+        packed_5N: Tokens, positions, slots (-1 for padding), and first and one past the last visible
+            slot, tile after tile: one host array for one transfer.
     """
 
-    first_row: int
+    tiles: list[Tile]
     placed: list[Placed]
     used: dict[int, int]
-    packed_5BT: Ints
+    packed_5N: Ints
 
     @property
-    def num_rows(self) -> int:
-        """Rows of the cache that take part."""
-        return int(self.packed_5BT.shape[1])
+    def shape(self) -> tuple[int, int]:
+        """That the backbone is given tokens in: the rows of a tile, or all tiles as one long row."""
+        if len(self.tiles) == 1:
+            return self.tiles[0].num_rows, self.tiles[0].width
+        return 1, self.packed_5N.shape[1]
 
     @property
     def fed(self) -> list[Fed]:
-        """Where the rows of each request are, rows of the cache one after the other."""
-        width = self.packed_5BT.shape[2]
-        spans = [slice(p.row * width + p.at, p.row * width + p.at + len(p.slots)) for p in self.placed]
-        return [Fed(rows, p.forward.routing) for rows, p in zip(spans, self.placed, strict=True)]
+        """Where the tokens of each request are, and how they are routed."""
+        return [Fed(p.tokens, p.forward.routing) for p in self.placed]
+
+    def cut(self, packed: Array, tile: Tile) -> Array:
+        """Cut a tile out of `packed_5N`, or of its copy on the device, as a view `[5, B, T]`."""
+        return packed[:, tile.tokens].reshape(5, tile.num_rows, tile.width)
 
     @property
     def blends(self) -> list[Placed]:
@@ -117,6 +142,8 @@ class LanguageModel:
         self.max_rows = max_rows
         # Read-only requests need slots behind a full window; a tuple of them may be 16 times as wide.
         self.cache = SlotCache(self.architecture.num_layers, max_rows, 17 * self.window)
+        self.packs = can_tile(model)
+        self._max_padding = TILE_COST_TOKENS
         # Whether some kind of layer sees less than a request may ask for.
         self._goes_by_position = any(size is not None for size in self.architecture.reach.values())
         self._used = [0] * max_rows  # one past the highest slot each row has written
@@ -126,8 +153,8 @@ class LanguageModel:
         """Run requests together in one forward pass and give each its reading.
 
         Several requests of one row stand side by side on its query axis. Rows between the lowest and
-        the highest take part whether they ask for something or not, as padding, so that the batch is
-        one view of the cache.
+        the highest of a tile take part whether they ask for something or not, as padding, so that a tile
+        is one view of the cache.
 
         Raises:
             InputError: A request needs more slots than the cache can have, or feeds what is no token or
@@ -139,40 +166,33 @@ class LanguageModel:
                 f"{self.name} reads token ids beside their embeddings, so it cannot be fed several tokens as "
                 f"one. Use a decoder that feeds plain tokens."
             )
-        packed_5BT = batch.packed_5BT
+        packed_5N = batch.packed_5N
         # On a GPU an id outside the table would end the process.
-        if packed_5BT[0].min() < 0 or packed_5BT[0].max() >= self._num_embeddings:
-            low, high = packed_5BT[0].min(), packed_5BT[0].max()
+        if packed_5N[0].min() < 0 or packed_5N[0].max() >= self._num_embeddings:
+            low, high = packed_5N[0].min(), packed_5N[0].max()
             raise InputError(f"{self.name} has tokens 0 to {self._num_embeddings - 1}; got {low} to {high}.")
-        if self.num_positions is not None and packed_5BT[1].max() >= self.num_positions:
-            raise InputError(f"{self.name} has {self.num_positions} positions; got {packed_5BT[1].max()}.")
-        seen = [p.visible.seen.shape[1] for p in batch.placed if p.visible.seen is not None]
-        span = max(int(packed_5BT[2].max()) + 1, int(packed_5BT[4].max()), *seen)
+        if self.num_positions is not None and packed_5N[1].max() >= self.num_positions:
+            raise InputError(f"{self.name} has {self.num_positions} positions; got {packed_5N[1].max()}.")
+        span = max(tile.span for tile in batch.tiles)
         if span > self.cache.max_slots:
             raise InputError(f"a sequence needs {span} cache slots; {self.name} has {self.cache.max_slots}.")
-        self.cache.reserve(batch.first_row + batch.num_rows, span)
+        self.cache.reserve(batch.tiles[-1].rows.stop, span)
         for row, end in batch.used.items():
             self._used[row] = end
-        packed_5BT[2][packed_5BT[2] < 0] = self.cache.trash
-        tokens_BT, positions_BT, slots_BT, start_BT, end_BT = torch.from_numpy(packed_5BT).to(self.device)
+        packed_5N[2][packed_5N[2] < 0] = self.cache.trash
+        device_5N = torch.from_numpy(packed_5N).to(self.device)
 
         moved = [(row, *forward.moves) for row, forward in requests if forward.moves is not None]
         self.move_slots(moved)
-        self.cache.aim(batch.first_row, slots_BT, span)
-        # One query a row that sees the whole span needs no mask. (Several would be taken for causal.)
-        is_all_seen = packed_5BT.shape[2] == 1 and (packed_5BT[4] == span).all() and not packed_5BT[3].any()
-        is_all_seen = is_all_seen and all(p.visible.hidden is None for p in batch.placed)
-        can_attend_B1TS: Tensor | None = None
-        if not is_all_seen:
-            can_attend_B1TS = self._can_attend(batch.placed, start_BT, end_BT, span)
-        positions_BS = self.cache.place(positions_BT) if self._goes_by_position else None
+        self.cache.aim(batch.tiles, device_5N[2])
+        tokens_BT, positions_BT = device_5N[:2].view(2, *batch.shape)
         fed = batch.fed
-        with self.routers.watch(fed, tokens_BT.numel()) as chosen:
+        with self.routers.watch(fed, tokens_BT.numel()) as chosen, self._attending(batch):
             output = self._call(
                 batch,
                 **self._input(batch, tokens_BT),
                 position_ids=positions_BT,
-                attention_mask=self._masks(can_attend_B1TS, positions_BT, positions_BS),
+                attention_mask=self._masks(batch, device_5N),
                 past_key_values=self.cache,
                 use_cache=True,
             )
@@ -188,25 +208,37 @@ class LanguageModel:
     def compare(self) -> tuple[Tensor, Tensor]:
         """Give the logits of a few tokens twice: as run here, and as the model itself computes them."""
         tokens = np.arange(1, 7) % self.vocab_size
-        given_TV = self._place_backwards(tokens)
-        self.free_row(0, clear=True)
+        given = self._place_backwards(tokens)
+        for row in range(len(given)):
+            self.free_row(row, clear=True)
         tokens_1T = torch.from_numpy(tokens)[None].to(self.device)
-        return given_TV, self.model(input_ids=tokens_1T, use_cache=False).logits[0].float()
+        own_TV = self.model(input_ids=tokens_1T, use_cache=False).logits[0].float()
+        return torch.cat(given), own_TV.repeat(len(given), 1)
 
-    def _place_backwards(self, tokens: Ints) -> Tensor:
-        """Feed tokens in three parts into slots from the last to the first, and give their logits.
+    def _place_backwards(self, tokens: Ints) -> list[Tensor]:
+        """Feed tokens, in parts, into slots from the last to the first; give the logits of each row.
 
         No model does so by itself: what it is not told by positions and masks, but takes from where keys
-        lie, comes out.
+        lie, comes out. Two rows get them in parts that are alike once, and unlike twice: a model that packs
+        then does so.
         """
         num = len(tokens)
-        given = []
-        for positions in np.array_split(np.arange(num), 3):
-            slots = num - 1 - positions
-            sees = Visible(slots, np.full(len(slots), num))
-            read = Logits(np.arange(len(slots)))
-            given += self.run([(0, Forward(tokens[positions], positions, sees, read, slots=slots))])
-        return torch.cat([reading.logits for reading in given])
+        cuts = [[1, 3], [1, num - 1]][: self.max_rows]
+        given: list[list[Tensor]] = [[] for _ in cuts]
+        before, self._max_padding = self._max_padding, 0
+        try:
+            for parts in zip(*(np.split(np.arange(num), cut) for cut in cuts), strict=True):
+                requests = []
+                for row, positions in enumerate(parts):
+                    slots = num - 1 - positions
+                    sees, read = Visible(slots, np.full(len(slots), num)), Logits(np.arange(len(slots)))
+                    requests.append((row, Forward(tokens[positions], positions, sees, read, slots=slots)))
+                for row, reading in enumerate(self.run(requests)):
+                    assert reading.logits is not None
+                    given[row].append(reading.logits)
+        finally:
+            self._max_padding = before
+        return [torch.cat(logits) for logits in given]
 
     def share_vocabulary(self, size: int) -> None:
         """Have logits for so many tokens, as the model that this one works for.
@@ -278,7 +310,7 @@ class LanguageModel:
             parts_QKD = embed(tokens_QK)
             wide = torch.promote_types(parts_QKD.dtype, torch.float32)
             sums_QD = (parts_QKD.to(wide) * weights_QK[..., None].to(wide)).sum(1)
-            embeds_BTD[p.row, p.queries] = sums_QD.to(embeds_BTD.dtype)
+            embeds_BTD.flatten(0, 1)[p.tokens] = sums_QD.to(embeds_BTD.dtype)
         return {"inputs_embeds": embeds_BTD}
 
     def _call(self, batch: Batch, **given: Any) -> Any:
@@ -287,31 +319,42 @@ class LanguageModel:
 
     def _place(self, requests: Sequence[Request]) -> Batch:
         """Give each request its place; rows that ask for nothing are padding."""
-        first_row = min(row for row, _ in requests)
-        width_B = [0] * (max(row for row, _ in requests) - first_row + 1)
         used = {row: self._used[row] for row, _ in requests}
+        widths = dict.fromkeys(used, 0)
         for row, forward in requests:
+            widths[row] += len(forward.tokens)
             if forward.slots is not None:
                 used[row] = max(used[row], int(forward.slots.max()) + 1)
-        placed = []
+        tiles = lay_tiles(widths, self._max_padding if self.packs else None)
+        tile_of = {row: number for number, tile in enumerate(tiles) for row in _range(tile.rows)}
+
+        packed_5N = np.zeros((5, tiles[-1].tokens.stop), np.int64)
+        packed_5N[2] = -1
+        packed_5N[4] = 1  # padding looks at slot 0: attention over nothing would be NaN
+        placed, seen, filled = [], [0] * len(tiles), dict.fromkeys(used, 0)
         for row, forward in requests:
-            at = width_B[row - first_row]
+            number, at = tile_of[row], filled[row]
+            tile = tiles[number]
+            filled[row] += len(forward.tokens)
             slots = forward.slots
             if slots is None:
                 slots = np.arange(used[row] + at, used[row] + at + len(forward.tokens))
-            placed.append(Placed(row - first_row, at, forward, slots, _visible(forward, slots)))
-            width_B[row - first_row] += len(forward.tokens)
-
-        packed_5BT = np.zeros((5, len(width_B), max(width_B)), np.int64)
-        packed_5BT[2] = -1
-        packed_5BT[4] = 1  # padding looks at slot 0: attention over nothing would be NaN
-        for p in placed:
-            row_5T = packed_5BT[:, p.row, p.queries]
-            row_5T[0], row_5T[1], row_5T[2] = p.forward.tokens, p.forward.positions, p.slots
-            row_5T[3], row_5T[4] = p.visible.start, p.visible.end
+            start = tile.at + (row - tile.first_row) * tile.width + at
+            visible = _visible(forward, slots)
+            p = Placed(number, row - tile.first_row, at, start, forward, slots, visible)
+            placed.append(p)
+            mine_5Q = packed_5N[:, p.tokens]
+            mine_5Q[0], mine_5Q[1], mine_5Q[2] = forward.tokens, forward.positions, slots
+            mine_5Q[3], mine_5Q[4] = visible.start, visible.end
+            if visible.seen is not None:
+                seen[number] = max(seen[number], visible.seen.shape[1])
         if self.vocab_size > self.architecture.vocab_size:
-            np.minimum(packed_5BT[0], self.architecture.vocab_size - 1, out=packed_5BT[0])
-        return Batch(first_row, placed, used, packed_5BT)
+            np.minimum(packed_5N[0], self.architecture.vocab_size - 1, out=packed_5N[0])
+        for number, tile in enumerate(tiles):
+            slots_N, end_N = packed_5N[2, tile.tokens], packed_5N[4, tile.tokens]
+            span = max(int(slots_N.max()) + 1, int(end_N.max()), seen[number])
+            tiles[number] = dataclasses.replace(tile, span=span)
+        return Batch(tiles, placed, used, packed_5N)
 
     def _can_attend(
         self, placed: Sequence[Placed], start_BT: Tensor, end_BT: Tensor, num_slots: int
@@ -330,23 +373,50 @@ class LanguageModel:
                 seen_QS[:, torch.from_numpy(p.slots).to(self.device)] |= own_QQ
         return can_attend_B1TS
 
-    def _masks(self, can_attend_B1TS: Tensor | None, query_BT: Tensor, key_BS: Tensor | None) -> Any:
-        """Give the mask in the form the backbone takes, one for each kind of layer if there are several.
+    def _attending(self, batch: Batch) -> AbstractContextManager[None]:
+        if len(batch.tiles) == 1:
+            return nullcontext()
+        return attending(self.architecture.backbone.config, batch.tiles)
+
+    def _masks(self, batch: Batch, device_5N: Tensor) -> Any:
+        """Give the masks of a pass in the form the backbone takes."""
+        placed_BS: Sequence[Tensor | None] = [None] * len(batch.tiles)
+        if self._goes_by_position:
+            placed_BS = self.cache.place(device_5N[1])
+        masks = []
+        for number, (tile, key_BS) in enumerate(zip(batch.tiles, placed_BS, strict=True)):
+            _, positions_BT, _, start_BT, end_BT = batch.cut(device_5N, tile)
+            can_attend_B1TS: Tensor | None = None
+            if not _sees_all(batch):
+                mine = [p for p in batch.placed if p.tile == number]
+                can_attend_B1TS = self._can_attend(mine, start_BT, end_BT, tile.span)
+            masks.append(self._masks_by_kind(can_attend_B1TS, positions_BT, key_BS))
+        return self._form({kind: join_masks(batch.tiles, [one[kind] for one in masks]) for kind in masks[0]})
+
+    def _form(self, masks: dict[LayerKind, Tensor | None]) -> Any:
+        """Give masks in the form the backbone takes, one for each kind of layer if there are several."""
+        formed = {kind: self._mask(mask) for kind, mask in masks.items()}
+        return formed if self.architecture.has_mask_per_kind else next(iter(formed.values()))
+
+    def _masks_by_kind(
+        self, can_attend_B1TS: Tensor | None, query_BT: Tensor, key_BS: Tensor | None
+    ) -> dict[LayerKind, Tensor | None]:
+        """Say what the queries of a tile see in each kind of layer, bool `[B, 1, T, S]`; None for all.
 
         Args:
             can_attend_B1TS: What the requests let each query see; None for all.
             query_BT: Positions of the queries.
             key_BS: Positions of the keys, where some kind of layer goes by them.
         """
-        masks = {}
+        masks: dict[LayerKind, Tensor | None] = {}
         for kind, size in self.architecture.reach.items():
             seen_B1TS = can_attend_B1TS
             if size is not None:
                 assert key_BS is not None
                 near_B1TS = _is_near(kind, size, query_BT[:, None, :, None], key_BS[:, None, None])
                 seen_B1TS = near_B1TS if seen_B1TS is None else seen_B1TS & near_B1TS
-            masks[kind] = self._mask(seen_B1TS)
-        return masks if self.architecture.has_mask_per_kind else next(iter(masks.values()))
+            masks[kind] = seen_B1TS
+        return masks
 
     def _mask(self, can_attend_B1TS: Tensor | None) -> Tensor | None:
         if can_attend_B1TS is None or not self.architecture.adds_mask:
@@ -358,22 +428,22 @@ class LanguageModel:
         """Compute logits at the rows that are read, for the whole batch at once."""
         readings = [Reading() for _ in batch.placed]
         reads: list[tuple[int, LogitsRead]] = []
-        at_2N = []
+        at = []
         for index, p in enumerate(batch.placed):
             read = p.forward.read
             if isinstance(read, Hidden):
                 states = [
-                    output.hidden_states[layer][p.row, p.at + read.rows].to(self.device)
+                    output.hidden_states[layer].flatten(0, 1)[p.start + read.rows].to(self.device)
                     for layer in read.layers
                 ]
                 readings[index] = Reading(hidden=torch.stack(states, 1))
             elif read is not None:
                 reads.append((index, read))
-                at_2N.append(np.stack([np.full(len(read.rows), p.row), p.at + read.rows]))
+                at.append(p.start + read.rows)
         if reads:
-            states_BTD = output.last_hidden_state  # where the last layer is, which may be another device
-            row_N, query_N = torch.from_numpy(np.concatenate(at_2N, 1)).to(states_BTD.device)
-            logits_NV = self.architecture.logits(states_BTD[row_N, query_N])
+            states_ND = output.last_hidden_state.flatten(0, 1)  # where the last layer is, perhaps elsewhere
+            at_R = torch.from_numpy(np.concatenate(at)).to(states_ND.device)
+            logits_NV = self.architecture.logits(states_ND[at_R])
             logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
             if (extra := self.vocab_size - logits_NV.shape[1]) != 0:
                 logits_NV = torch.nn.functional.pad(logits_NV, (0, extra), value=float("-inf"))
@@ -386,6 +456,21 @@ class LanguageModel:
 
 def _visible(forward: Forward, slots: Ints) -> Visible:
     return forward.sees if isinstance(forward.sees, Visible) else forward.sees.visible(slots)
+
+
+def _range(rows: slice) -> range:
+    return range(rows.start, rows.stop)
+
+
+def _sees_all(batch: Batch) -> bool:
+    """Whether no query needs a mask: each is alone in its row and sees the whole span."""
+    tile, (start_N, end_N) = batch.tiles[0], batch.packed_5N[3:]
+    return (
+        len(batch.tiles) == tile.width == 1
+        and (end_N == tile.span).all()
+        and not start_N.any()
+        and all(p.visible.hidden is None for p in batch.placed)
+    )
 
 
 def _is_near(kind: LayerKind, size: int, query: Tensor, key: Tensor) -> Tensor:

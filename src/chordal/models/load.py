@@ -6,6 +6,7 @@ should.
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections.abc import Iterator, Mapping
@@ -161,18 +162,28 @@ def _refuse_unlike_itself(loaded: Any) -> None:
     An architecture with positions, masks or logits of a kind we do not know would otherwise give text
     that is merely bad.
     """
+    difference = _unlikeness(loaded)
+    is_wide = loaded.dtype.itemsize >= 4 and getattr(loaded.model, "hf_quantizer", None) is None
+    allowed = _LIKE_ITSELF if is_wide else _LIKE_ITSELF_ROUNDED
+    if loaded.packs and difference > allowed:  # rather with padding than not at all
+        loaded.packs = False
+        difference = _unlikeness(loaded)
+    if difference > allowed:
+        raise CheckpointError(
+            f"{type(loaded.model).__name__} gives other logits when its tokens are placed freely (by "
+            f"{difference:.0%}), so it cannot be decoded in parallel here."
+        )
+
+
+def _unlikeness(loaded: Any) -> float:
+    """Give the norm of the difference between our logits and a model's own, as a share of their norm."""
     given_TV, own_TV = (logits_TV.float().cpu().clone() for logits_TV in loaded.compare())
     if loaded.family.mask_id is not None:  # which ours never gives
         given_TV[:, loaded.family.mask_id] = own_TV[:, loaded.family.mask_id]
     difference, size = (given_TV - own_TV).norm(), own_TV.norm()
-    # Where its own logits are not finite, that is how its weights are.
-    is_wide = loaded.dtype.itemsize >= 4 and getattr(loaded.model, "hf_quantizer", None) is None
-    allowed = _LIKE_ITSELF if is_wide else _LIKE_ITSELF_ROUNDED
-    if size.isfinite() and not difference <= allowed * size:
-        raise CheckpointError(
-            f"{type(loaded.model).__name__} gives other logits when its tokens are placed freely (by "
-            f"{difference / size:.0%}), so it cannot be decoded in parallel here."
-        )
+    if not size.isfinite() or difference == 0:  # no numbers of its own: that is how its weights are
+        return 0.0
+    return float((difference / size).nan_to_num(math.inf))
 
 
 def _own_dtype(checkpoint: Checkpoint, *, on_cpu: bool) -> str:

@@ -39,9 +39,9 @@ class LoopedLanguageModel(LanguageModel):
             raise InputError(f"{self.name} repeats its layers; hidden states by layer cannot be read.")
         backbone = self.architecture.backbone
         old_BTD = backbone.fresh(given["position_ids"]).to(self.dtype)
-        for span, loops in _loops(batch):
+        for old_QD, loops in _loops(batch, old_BTD):
             if loops.states is not None:
-                old_BTD[span][: len(loops.states)] = loops.states
+                old_QD[: len(loops.states)] = loops.states
         output = backbone(
             **given,
             num_loops=self._count(batch.placed[0].forward.loops),
@@ -53,48 +53,52 @@ class LoopedLanguageModel(LanguageModel):
 
     def _read(self, batch: Batch, output: Any) -> list[Reading]:
         readings = super()._read(batch, output)
-        if not _loops(batch):
+        if all(p.forward.loops is None for p in batch.placed):
             return readings
-        states_BTD = output.states
-        change_BT = (states_BTD - output.old_states).norm(dim=-1) / states_BTD.norm(dim=-1)
-        change_BT = change_BT.double().cpu().numpy()
+        states_ND, embeds_ND, old_ND = (
+            one.flatten(0, 1) for one in (output.states, output.embeds, output.old_states)
+        )
+        change_N = (states_ND - old_ND).norm(dim=-1) / states_ND.norm(dim=-1)
+        change_N = change_N.double().cpu().numpy()
         for index, p in enumerate(batch.placed):
             if p.forward.loops is not None:
                 readings[index] = dataclasses.replace(
                     readings[index],
-                    states=states_BTD[p.row, p.queries],
-                    embeds=output.embeds[p.row, p.queries],
-                    change=change_BT[p.row, p.queries],
+                    states=states_ND[p.tokens],
+                    embeds=embeds_ND[p.tokens],
+                    change=change_N[p.tokens],
                 )
         return readings
 
 
-def _loops(batch: Batch) -> list[tuple[tuple[int, slice], Loops]]:
-    """List where the requests that have `loops` stand in the batch."""
-    return [((p.row, p.queries), p.forward.loops) for p in batch.placed if p.forward.loops is not None]
+def _loops(batch: Batch, states_BTD: Tensor) -> list[tuple[Tensor, Loops]]:
+    """List the requests that have `loops`, with their part of some states as a view."""
+    states_ND = states_BTD.flatten(0, 1)
+    return [(states_ND[p.tokens], p.forward.loops) for p in batch.placed if p.forward.loops is not None]
 
 
 def _mix_noise(batch: Batch, states_BTD: Tensor) -> Tensor:
     """Replace the share of each state that its request asks for by a fresh state."""
     mixed_BTD = states_BTD.clone()
-    for span, loops in _loops(batch):
+    for mixed_QD, loops in _loops(batch, mixed_BTD):
         if loops.noise is not None and loops.noise_keys is not None:
             drawn = [
                 fresh_states(states_BTD.shape[-1:], torch.Generator().manual_seed(key))
                 for key in loops.noise_keys.tolist()
             ]
             share_N1 = torch.from_numpy(loops.noise)[:, None].to(mixed_BTD)
-            mixed_BTD[span][: len(drawn)].lerp_(torch.stack(drawn).to(mixed_BTD), share_N1)
+            mixed_QD[: len(drawn)].lerp_(torch.stack(drawn).to(mixed_BTD), share_N1)
     return mixed_BTD
 
 
 def _past_embeds(batch: Batch, states_BTD: Tensor) -> dict[str, Tensor]:
     """Give the earlier embeddings and their share, if some request has any."""
-    given = [(span, loops) for span, loops in _loops(batch) if loops.embeds is not None and loops.momentum]
-    if not given:
+    if not any(loops.embeds is not None and loops.momentum for _, loops in _loops(batch, states_BTD)):
         return {}
     embeds_BTD, momentum_BT1 = torch.zeros_like(states_BTD), torch.zeros_like(states_BTD[..., :1])
-    for span, loops in given:
-        embeds_BTD[span][: len(loops.embeds)] = loops.embeds
-        momentum_BT1[span][: len(loops.embeds)] = loops.momentum
+    mine = _loops(batch, embeds_BTD), _loops(batch, momentum_BT1)
+    for (embeds_QD, loops), (momentum_Q1, _) in zip(*mine, strict=True):
+        if loops.embeds is not None and loops.momentum:
+            embeds_QD[: len(loops.embeds)] = loops.embeds
+            momentum_Q1[: len(loops.embeds)] = loops.momentum
     return {"past_embeds": embeds_BTD, "momentum": momentum_BT1}

@@ -26,6 +26,7 @@ class Runner(Protocol):
         tokenizer: transformers tokenizer, or None where no text is asked for.
         device: Where it runs.
         dtype: Of its weights.
+        packs: Whether requests of unlike widths run together without padding.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Runner(Protocol):
     tokenizer: Any
     device: torch.device
     dtype: torch.dtype
+    packs: bool
 
     def run(self, requests: Sequence[Request]) -> list[Reading]:
         """Run requests together and give each its reading; those of one row stand together."""

@@ -249,7 +249,7 @@ class CountingModel:
         self.model = model
         self.name, self.family, self.window = model.name, model.family, model.window
         self.vocab_size, self.max_rows, self.tokenizer = model.vocab_size, model.max_rows, model.tokenizer
-        self.device, self.dtype = model.device, model.dtype
+        self.device, self.dtype, self.packs = model.device, model.dtype, model.packs
         self.calls: list[list[Request]] = []
 
     def run(self, requests: Sequence[Request]) -> list[Reading]:

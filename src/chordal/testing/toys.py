@@ -35,6 +35,7 @@ class ToyModel(ABC):
     tokenizer = None
     device = torch.device("cpu")
     dtype = torch.float32
+    packs = False
 
     def __init__(
         self, family: Family, vocab_size: int, *, window: int = 64, max_rows: int = 64, name: str = "toy"
