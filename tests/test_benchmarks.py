@@ -13,6 +13,7 @@ import pytest
 import chordal
 from chordal.bench.compare import Contender
 from chordal.decoders.draft_model import DraftModel
+from chordal.models.checkpoint import zoo_dir
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 QUICK = ["--target", "tiny-ar", "--dtype", "float32", "--num-prompts", "2", "--repeats", "1"]
@@ -195,6 +196,17 @@ def test_shared_prefixes_are_tabled_and_stored(script, tmp_path, capsys):
     assert lines[2].startswith("| `prefix_cache_mib=0` | 7,008 | ")
     assert lines[3].startswith("| in groups | 1,056 | ")
     assert json.loads(stored.read_text())["shared"]["as they come"][0]["positions_fed"] == 1056
+
+
+def test_packing_is_tabled_and_stored_and_changes_no_text(script, tmp_path, capsys):
+    stored = tmp_path / "packing.json"
+    asked = ["--rows", "4", "--num-prompts", "8", "--repeats", "1", "--target", str(zoo_dir() / "tiny-ar")]
+    script("packing").main([*asked, "--json", str(stored)])
+    _, _, *rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 6
+    for row, found in zip(rows, json.loads(stored.read_text())["systems"], strict=True):
+        assert row.endswith(" | yes |")
+        assert found["packed"]["passes"] <= found["padded"]["passes"]
 
 
 def test_servers_are_started_asked_and_tabled(script, tmp_path, capsys):

@@ -22,7 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 _NAME = "chordal"
 
 # Attending once more, in every layer, costs about as much as so many tokens of padding.
-TILE_COST_TOKENS = 8
+TILE_COST_TOKENS = 4
 
 _TILES: ContextVar[Sequence[Tile]] = ContextVar("tiles of the forward pass that runs")
 
