@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -246,4 +247,13 @@ def test_a_pass_that_fails_leaves_the_model_as_it_was(make_backbone):
     with pytest.raises(RuntimeError), attending(config, [Tile(0, 1, 1)]):
         raise RuntimeError
     assert config._attn_implementation == "sdpa"
-    assert tiles._TILES.get(None) is None
+    assert not tiles._TILES.get()
+
+
+def test_who_runs_the_model_by_itself_meanwhile_is_not_disturbed(make_backbone):
+    model, given = make_backbone(), {"input_ids": torch.arange(1, 17).view(2, 8)}
+    given["attention_mask"] = torch.tensor([[1] * 8, [0] * 3 + [1] * 5])
+    want = model(**given).logits
+    with attending(model.config, [Tile(0, 1, 1), Tile(1, 1, 4, 1)]), ThreadPoolExecutor(1) as other:
+        got = other.submit(lambda: model(**given).logits).result()
+    assert torch.equal(got[given["attention_mask"] == 1], want[given["attention_mask"] == 1])

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 # Attention by tile, in the registry of transformers.
@@ -24,7 +25,7 @@ _NAME = "chordal"
 # Attending once more, in every layer, costs about as much as so many tokens of padding.
 TILE_COST_TOKENS = 4
 
-_TILES: ContextVar[Sequence[Tile]] = ContextVar("tiles of the forward pass that runs")
+_TILES: ContextVar[Sequence[Tile]] = ContextVar("tiles of the forward pass that runs", default=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor,
+    attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend from each tile to its rows of the cache.
@@ -131,10 +132,14 @@ def _attend(
         attention_mask: As `join_masks` gives it.
         **kwargs: As transformers gives them to every attention.
     """
-    attend_one, parts = ALL_ATTENTION_FUNCTIONS["sdpa"], []
-    for tile in _TILES.get():
+    attend, tiles, parts = ALL_ATTENTION_FUNCTIONS["sdpa"], _TILES.get(), []
+    if not tiles:  # another thread runs the same model in its own way
+        whole: tuple[Tensor, None] = attend(module, query, key, value, attention_mask, **kwargs)
+        return whole
+    assert attention_mask is not None
+    for tile in tiles:
         mask_TS = attention_mask[0, 0, tile.tokens, : tile.span]
-        part_BTHD, _ = attend_one(
+        part_BTHD, _ = attend(
             module,
             tile.cut(query),
             key[tile.rows, :, : tile.span],
@@ -147,3 +152,4 @@ def _attend(
 
 
 AttentionInterface.register(_NAME, _attend)
+AttentionMaskInterface.register(_NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
