@@ -105,10 +105,10 @@ class DiffusionGemma(LanguageModel):
         prompt, canvas = np.split(np.arange(1, 11) % self.vocab_size, [6])
         num = len(canvas)
         sees = Visible(np.zeros(num, np.int64), np.full(num, len(prompt)), np.ones((num, num), bool))
-        self._place_backwards(prompt)
+        written = self._place_backwards(prompt)
         positions = np.arange(len(prompt), len(prompt) + num)
         [reading] = self.run([(0, Forward(canvas, positions, sees, Logits(np.arange(num))))])
-        for row in range(min(2, self.max_rows)):
+        for row in range(len(written)):
             self.free_row(row, clear=True)
         prompt_1T, canvas_1T = (torch.from_numpy(part)[None].to(self.device) for part in (prompt, canvas))
         return reading.logits, self.model(input_ids=prompt_1T, decoder_input_ids=canvas_1T).logits[0]

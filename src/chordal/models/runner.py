@@ -26,7 +26,7 @@ class Runner(Protocol):
         tokenizer: transformers tokenizer, or None where no text is asked for.
         device: Where it runs.
         dtype: Of its weights.
-        packs: Whether requests of unlike widths run together without padding.
+        packs: Whether requests of unlike widths run together at little more than what they feed.
     """
 
     name: str

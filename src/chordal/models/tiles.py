@@ -1,4 +1,4 @@
-"""Rows that are fed unlike numbers of tokens, in one forward pass and without padding.
+"""Rows that are fed unlike numbers of tokens, in one forward pass and with next to no padding.
 
 The tokens of a pass stand in tiles: neighbouring rows of the cache that are fed about equally many. All of a
 model but its attention takes the tokens of all tiles as one long row; attention goes tile by tile, each with

@@ -498,13 +498,14 @@ class Worker(threading.Thread):
             for task in tasks:
                 if self._update(task, now):
                     called.setdefault(task.mailbox.loop, []).append(task.mailbox)
+            done = [task for task in tasks if task.job.seq.done]
+            if not done:
+                continue
             with self._changed:
-                done = [task for task in tasks if task.job.seq.done]
                 lane.running = [task for task in lane.running if not task.job.seq.done]
                 lane.waiting = deque(task for task in lane.waiting if not task.job.seq.done)
                 self._finish_times.extend(now for task in done if task.job.seq.finish_reason != "cancelled")
-                if done:
-                    self._next_deadline = self._earliest_deadline()
+                self._next_deadline = self._earliest_deadline()
         self._call(called)
 
     def _earliest_deadline(self) -> float:
