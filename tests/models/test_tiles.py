@@ -156,6 +156,26 @@ def test_only_what_is_fed_goes_through_the_layers(make_model):
     assert fed == [35, 47]
 
 
+@pytest.mark.parametrize("sick", [0, 1, 2])
+def test_what_is_not_finite_stays_in_its_row(make_model, sick):
+    """In whichever tile the row stands, in the pass that made it so and in those after it."""
+    clean, model = make_model(), make_model()
+    with torch.no_grad():
+        model.architecture.backbone.get_input_embeddings().weight[63] = float("nan")
+    starts = [0, 0, 0]
+    for widths in ([2, 2, 40], [1, 30, 1], [1, 1, 1]):
+        asked = [feed(tokens_of(width, row), starts[row]) for row, width in enumerate(widths)]
+        starts = [start + width for start, width in zip(starts, widths, strict=True)]
+        want = clean.run(list(enumerate(asked)))
+        asked[sick].tokens[0] = 63
+        got = model.run(list(enumerate(asked)))
+        for row in range(3):
+            if row == sick:
+                assert got[row].logits.isnan().any()
+            else:
+                assert_same(got[row].logits, want[row].logits)
+
+
 def test_experts_and_hidden_states_are_of_the_request_that_asked():
     routing = Routing(share=0.5)
     rounds = [

@@ -171,19 +171,27 @@ def any_error(run, runner, rows, hit):
 
 
 def not_a_number(run, runner, rows, hit):
-    """Make the network itself give NaN in the victim's row, and keep that in its cache."""
-    victims = sorted({row - min(rows) for row, is_hit in zip(rows, hit, strict=True) if is_hit})
+    """Make the network itself give NaN for the victim's tokens, and keep that in its cache."""
+    batches, place = [], runner._place
+
+    def note(requests):
+        batches.append(place(requests))
+        return batches[-1]
 
     def poison(module, given, output):
         output = output.clone()
-        output[victims] = float("nan")
+        for placed, is_hit in zip(batches[-1].placed, hit, strict=True):
+            if is_hit:
+                output.flatten(0, 1)[placed.tokens] = float("nan")
         return output
 
+    runner._place = note
     handle = runner.model.get_input_embeddings().register_forward_hook(poison)
     try:
         return run()
     finally:
         handle.remove()
+        del runner._place
 
 
 @pytest.mark.parametrize("name", ["tiny-ar", "tiny-mdm"])
